@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The seam between bytes and everything else: what a protocol session takes and gives.
+
+A session owns the parsing state of one client connection and its database connection. It has no
+socket, clock, task, file or log: bytes in, one `Output` out. It calls its `Judge` synchronously.
+Bias: in enforce, what is not understood raises `ProtocolError` and nothing of it is forwarded; in
+observe, it becomes an opaque relay and no byte is lost. ``agent/relay.py`` writes the records of an
+`Output` as evidence before it writes any of its bytes to a socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from policy.model import Operation, Verdict
+
+
+class ProtocolError(Exception):
+    """The peer sent what the protocol, or our bounds, do not allow. The only error a session raises.
+
+    ``reason`` is a stable short word for metrics and evidence ("two-content-lengths");
+    ``side`` is whose bytes they were.
+    """
+
+    def __init__(self, reason: str, message: str, side: Literal["client", "server"] = "client") -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.side = side
+
+
+class Judge(Protocol):
+    """The policy as one subject meets it. Total: never raises, denies what it cannot decide."""
+
+    def __call__(self, operation: Operation) -> Verdict: ...
+
+    def reads_body(self, operation: Operation) -> bool:
+        """Whether any rule could need what only the body tells (False: it may be streamed)."""
+        ...
+
+
+@dataclass(slots=True)
+class Intent:
+    """Before an exchange is forwarded, or refused. `body` is the recorded form, by level."""
+
+    n: int  # number of the exchange in its session, from 1
+    operation: Operation
+    verdict: Verdict
+    head: Mapping[str, str]  # normalised request head, credentials taken out
+    body: bytes | None  # recorded form (None at level meta and hashes, or when streamed)
+    sha256: bytes  # of the body as the client sent it (b"" when streamed)
+    bytes: int
+    vectors_cut: int = 0  # vectors replaced by dimension and digest in `body`
+
+
+@dataclass(slots=True)
+class Chunk:
+    """A piece of a body that is passed on before the whole is known."""
+
+    n: int
+    side: Literal["request", "response"]
+    data: bytes | None  # None where the level keeps bodies out
+    sha256: bytes
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """What was taken out of an answer: `what` is "vectors", "payload.ssn", "pii:email", "scores"..."""
+
+    what: str
+    how: str
+    count: int
+
+
+@dataclass(slots=True)
+class Result:
+    """The end of an exchange, before its last byte is released."""
+
+    n: int
+    outcome: Literal["answered", "refused", "failed"]
+    status: int | None
+    head: Mapping[str, str]
+    body: bytes | None
+    sha256: bytes  # of the whole body as the server sent it
+    bytes: int
+    released_sha256: bytes  # of the whole body as the client gets it
+    released_bytes: int
+    ids: tuple[str, ...] = ()
+    rows: int = 0
+    vectors_cut: int = 0
+    masks: tuple[Masked, ...] = ()
+    reason: str | None = None  # for refused and failed
+
+
+@dataclass(slots=True)
+class Abort:
+    """An exchange that ended without a result: a side went away, or broke the protocol."""
+
+    n: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Opaque:
+    """From here on the connection is relayed unread (observe, or a tunnel)."""
+
+    reason: str
+    protocol: str  # what it looked like: "tls", "http2", "unknown", "http1"
+
+
+Record = Intent | Chunk | Result | Abort | Opaque
+
+
+@dataclass(slots=True)
+class Output:
+    """What the relay must do now, in this order: write `records`, then both byte lists, then close."""
+
+    to_server: list[bytes] = field(default_factory=list)
+    to_client: list[bytes] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    close: Literal["no", "client-eof", "server-eof", "both", "reset"] = "no"
+    """client-eof / server-eof: half-close that side's sending direction after the bytes;
+    both: flush, then close both; reset: abort both at once."""
+    held: bool = False  # a verdict of hold is pending: `resume` will continue
+
+
+class Session(Protocol):
+    """One client connection's protocol state. Any exception but ProtocolError is a bug."""
+
+    @property
+    def protocol(self) -> str: ...
+
+    def client_data(self, data: bytes) -> Output: ...
+
+    def server_data(self, data: bytes) -> Output: ...
+
+    def client_eof(self) -> Output: ...
+
+    def server_eof(self) -> Output: ...
+
+    def abandon(self, reason: str) -> Output:
+        """Both sides are gone or will be closed: the Abort records of what was under way."""
+        ...
+
+    def refuse_all(self, message: str) -> Output:
+        """The engine's own error for a connection that must end (no identity, agent unreachable)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one connection may make us hold. Sizes in bytes; each error names its bound."""
+
+    head: int = 64 * 1024
+    headers: int = 128
+    target: int = 16 * 1024
+    body: int = 64 * 1024 * 1024
+    chunk_line: int = 256  # a chunk-size line, extensions are refused anyway
+    pipelined: int = 1024 * 1024  # client bytes waiting behind the exchange under way
+    stream_above: int = 1024 * 1024  # bodies that nothing reads are passed on in chunks above this
