@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+# The doors to everything; each target is one line over a script that can be read. RING=unit, SHARD=attribution and
+# ARGS="-k name -x" narrow `test`, `soak` and `bench`.
+PY = .cache/tool/bin/python
+.DEFAULT_GOAL = help
+.PHONY: help setup servers bpf demo test soak bench lint format man lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+setup: ## what building and testing needs, by apt and pip (says what; quick when all is there)
+	@packaging/dev/setup
+servers: ## setup, and the venvs of the real databases and their clients
+	@packaging/dev/setup servers
+bpf: setup ## the BPF object
+	@if [ -e bpf/Makefile ]; then $(MAKE) --no-print-directory -C bpf; else echo "bpf: nothing to build yet"; fi
+demo: servers bpf ## Vecward on a real Chroma, in a network namespace of its own (HOST=1: on this host)
+	@$(PY) -m tests.demo $(ARGS)
+test: servers bpf ## every ring of tests that this machine can run, and why others were skipped
+	@$(PY) -m tests.rings $(if $(RING),--ring $(RING)) -- $(ARGS)
+soak: servers bpf ## the full sizes, in shards of under an hour (SHARD=name for one)
+	@$(PY) -m tests.rings --ring soak --full $(if $(SHARD),--shard $(SHARD)) -- $(ARGS)
+bench: servers bpf ## the measurements of docs/performance.md
+	@$(PY) -m tests.rings --ring bench --full $(if $(SHARD),--shard $(SHARD)) -- $(ARGS)
+lint: setup ## ruff and mypy
+	@packaging/dev/lint
+format: setup ## ruff, in place
+	@$(PY) -m ruff format -q . && $(PY) -m ruff check -q --fix .
+man: setup ## manual pages and completions into build/
+	@$(PY) -m packaging.man.build build
+lock: ## write the lock files anew (see packaging/dev/lock)
+	@packaging/dev/lock
+clean: ## remove what was built here (the venvs stay under /var/cache/vecward-dev)
+	@rm -rf build .cache/mypy .cache/pytest .cache/ruff .hypothesis bpf/*.o; find . -name __pycache__ -prune -exec rm -rf {} +
