@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns what agent.kernel.records unpacks from the maps into the values identity works with."""
+
+from __future__ import annotations
+
+from agent.identity.record import UNSET_ID, ExecRecord, FileId, KernelRecord
+from agent.kernel.records import Identity, IdentityFlag, ProcessRecord
+
+
+def kernel_record(identity: Identity) -> KernelRecord:
+    """The record of one connect(2). Namespaces the kernel could not read (number 0) are None."""
+    exe = None
+    if not identity.flags & IdentityFlag.NO_EXE:
+        exe = FileId(identity.exe_dev, identity.exe_ino, identity.exe_ctime or None)
+    return KernelRecord(
+        tgid=identity.tgid,
+        start_ns=identity.start,
+        uid=identity.uid,
+        gid=identity.gid,
+        euid=identity.euid,
+        login_uid=UNSET_ID if identity.loginuid is None else identity.loginuid,
+        audit_session=UNSET_ID if identity.sessionid is None else identity.sessionid,
+        cgroup_id=identity.cgroup,
+        netns_cookie=identity.netns,
+        comm=identity.comm.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"),
+        exe=exe,
+        parent_tgid=identity.parent_tgid,
+        parent_start_ns=identity.parent_start,
+        connect_ns=identity.connected,
+        mnt_ns=identity.mntns_inum or None,
+        user_ns=identity.userns_inum or None,
+        net_ns=identity.netns_inum or None,
+    )
+
+
+def exec_record(tgid: int, start_ns: int, process: ProcessRecord) -> ExecRecord:
+    """The exec record of the process (tgid, start_ns)."""
+    exe = FileId(process.exe_dev, process.exe_ino, process.exe_ctime or None) if process.exe_ino else None
+    return ExecRecord(
+        tgid=tgid,
+        start_ns=start_ns,
+        filename=process.filename,
+        exe=exe,
+        exec_ns=process.executed or None,
+        parent_tgid=process.parent_tgid or None,
+        parent_start_ns=process.parent_start or None,
+    )

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gathers, in one reader thread, all that the host can tell about a recorded caller.
+
+Blocking, never on the event loop. Results land in an `Observation` field by field, what a hostile
+process can delay comes last, so that a caller who stops waiting keeps what is there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from agent.identity.attest import (
+    NOT_COMPARABLE,
+    Attested,
+    KnownExecutables,
+    attest_gone,
+    attest_live,
+    same_file,
+    same_image,
+)
+from agent.identity.cgroup import Place, place_of
+from agent.identity.container import Image, Images
+from agent.identity.digest import Digest, Digests
+from agent.identity.hierarchy import Hierarchy
+from agent.identity.process import (
+    ENDED,
+    Ancestor,
+    ProcessGone,
+    Reading,
+    open_process,
+    read_memory,
+    read_process,
+    ticks_of,
+)
+from agent.identity.record import UNSET_ID, ExecRecord, FileId, HostFacts, KernelRecord
+from agent.identity.users import MAX_GROUPS, Directory, Logins
+from policy.model import Parent
+
+NO_EXE = Attested(None, reason="a kernel thread has no executable")
+EXECUTED = "it has executed another program since it connected"
+
+
+@dataclass(slots=True)
+class Observation:
+    """What was read. None in a field = not read (yet); the reason is the subject's business."""
+
+    reading: Reading = field(default_factory=Reading)
+    exe: Attested | None = None
+    same_image: bool | None = None  # the process still runs the program that connected
+    parent_exe: Attested | None = None
+    parents: tuple[Parent, ...] = ()
+    cgroup: str | None = None
+    place: Place | None = None
+    image: Image | None = None
+    user: str | None = None
+    group: str | None = None
+    groups: tuple[str, ...] | None = None
+    login_user: str | None = None
+    login_peer: str | None = None
+    names_read: bool = False
+    digest: Digest | None = None
+    complete: bool = False
+
+    def snapshot(self) -> Observation:
+        """A copy that a reader which is still at work on this one cannot change."""
+        reading = replace(
+            self.reading, namespaces=dict(self.reading.namespaces), missing=dict(self.reading.missing)
+        )
+        return replace(self, reading=reading)
+
+
+@dataclass(frozen=True, slots=True)
+class Observer:
+    """The host's readers with their caches; one for the whole agent."""
+
+    host: HostFacts
+    hierarchy: Hierarchy | None
+    directory: Directory = field(default_factory=Directory)
+    logins: Logins = field(default_factory=Logins)
+    images: Images = field(default_factory=lambda: Images(""))
+    known: KnownExecutables = field(default_factory=KnownExecutables)
+    digests: Digests = field(default_factory=Digests)
+    executed: Callable[[int, int], ExecRecord | None] = lambda tgid, start_ns: None
+
+    def observe(self, record: KernelRecord, into: Observation, *, memory: bool) -> Observation:
+        """Everything but names and hash, which may take longer. `memory` False leaves
+        out what the process itself can make hang."""
+        executed = self.executed(record.tgid, record.start_ns)
+        start = ticks_of(record.start_ns, self.host.ticks)
+        reading = into.reading
+        self._place(record, into)
+        read_process(self.host.proc, record.tgid, start, record.parent_tgid, into=reading)
+        if into.place is None or self.host.systemd_v1:
+            self._place(record, into)
+        self._exe(record, executed, into)
+        self._parents(record, into)
+        if into.place is not None and into.place.container is not None:
+            into.image = self.images.image(into.place.runtime or "", into.place.container)
+        if reading.state == "live" and into.same_image is not False:
+            if memory:
+                read_memory(self.host.proc, record.tgid, start, reading)
+            else:
+                reading.missing["argv"] = reading.missing["script"] = "reads of this user's memory hang"
+        elif reading.state == "live":
+            reading.cwd = None
+            for name in ("argv", "script", "cwd"):
+                reading.missing[name] = EXECUTED
+        into.complete = True
+        return into
+
+    def _place(self, record: KernelRecord, into: Observation) -> None:
+        if self.hierarchy is None:
+            return
+        path = self.hierarchy.path_of(record.cgroup_id, into.reading.cgroup_v2)
+        if path is None:
+            return
+        into.cgroup = path
+        place = place_of(path)
+        v1 = into.reading.cgroup_systemd
+        if self.host.systemd_v1 and v1 is not None and place.container is None:
+            place = place_of(v1)
+        into.place = place
+
+    def _exe(self, record: KernelRecord, executed: ExecRecord | None, into: Observation) -> None:
+        reading, root = into.reading, self.host.root
+        if record.exe is None:
+            into.exe = NO_EXE
+            return
+        latest = executed.exe if executed is not None else None
+        why = reading.missing.get("exe")
+        if reading.state == "live" and reading.exe_link is not None and reading.exe_stat is not None:
+            into.same_image = same_image(record.exe, reading.exe_stat, latest)
+            if into.same_image:
+                into.exe = attest_live(root, reading.exe_link, reading.exe_stat, record.exe, self.known)
+                return
+            why = EXECUTED if into.same_image is False else NOT_COMPARABLE
+        # The record wins over what runs now; the exec record speaks only if it is of that same image.
+        about = executed is not None and latest is not None and _same(latest, record.exe)
+        filename = executed.filename if executed is not None and about else None
+        into.exe = attest_gone(root, record.exe, filename, self.known, why or ENDED)
+
+    def _parents(self, record: KernelRecord, into: Observation) -> None:
+        into.parent_exe = self._parent_exe(record)
+        chain = into.reading.ancestors
+        start = ticks_of(record.parent_start_ns, self.host.ticks)
+        if chain and (chain[0].pid, chain[0].start_ticks) == (record.parent_tgid, start):
+            above = (Parent(ancestor.pid, self._ancestor_exe(ancestor)) for ancestor in chain[1:])
+            into.parents = (Parent(record.parent_tgid, into.parent_exe.value), *above)
+        elif record.parent_tgid > 0:  # it is gone, and who stood above it cannot be told any more
+            into.parents = (Parent(record.parent_tgid, into.parent_exe.value),)
+
+    def _ancestor_exe(self, ancestor: Ancestor) -> str | None:
+        if ancestor.exe_link is None or ancestor.exe_stat is None:
+            return None
+        return attest_live(self.host.root, ancestor.exe_link, ancestor.exe_stat, None, self.known).value
+
+    def _parent_exe(self, record: KernelRecord) -> Attested:
+        """The parent's executable as it was when the child connected.
+
+        A parent may execute an allowed program after its child has connected, so the present link
+        counts only when the exec map has no later execve.
+        """
+        if record.parent_tgid <= 0:
+            return Attested(None, reason="it has no parent")
+        executed = self.executed(record.parent_tgid, record.parent_start_ns)
+        if executed is not None and (executed.exec_ns or 0) > record.connect_ns:
+            return Attested(None, reason=f"the parent: {EXECUTED}", unobtained=True)
+        start = ticks_of(record.parent_start_ns, self.host.ticks)
+        try:
+            with open_process(self.host.proc, record.parent_tgid, start) as (fd, _):
+                link, now = os.readlink(b"exe", dir_fd=fd), os.stat("exe", dir_fd=fd)
+                return attest_live(self.host.root, link, now, executed.exe if executed else None, self.known)
+        except (ProcessGone, OSError) as exc:
+            why = f"the parent: {exc}" if isinstance(exc, ProcessGone) else "the parent's exe is not readable"
+        if executed is not None and executed.exe is not None:
+            return attest_gone(self.host.root, executed.exe, executed.filename, self.known, why)
+        return Attested(None, reason=why, unobtained=True)
+
+    def name_from_cache(self, record: KernelRecord, into: Observation) -> bool:
+        """Like `name`, from what is cached; False, and nothing changed, when that does not suffice."""
+        gids = into.reading.groups or ()
+        wanted = len(gids) <= MAX_GROUPS
+        known = [self.directory.users.cached(record.uid), self.directory.groups.cached(record.gid)]
+        known.extend(self.directory.groups.cached(gid) for gid in gids if wanted)
+        if record.login_uid != UNSET_ID or not all(found for found, _ in known):
+            return False
+        into.user, into.group = known[0][1], known[1][1]
+        if into.reading.groups is not None and wanted:
+            into.groups = tuple(name for _, name in known[2:] if name is not None)
+        into.names_read = True
+        return True
+
+    def hash_from_cache(self, into: Observation) -> bool:
+        """Fill in a hash that is cached for the file that runs; False when it must be read."""
+        if not into.same_image or into.reading.exe_stat is None:
+            return False
+        kept = self.digests.cached(into.reading.exe_stat)
+        if kept is not None:
+            into.digest = Digest(kept)
+        return kept is not None
+
+    def name(self, record: KernelRecord, into: Observation) -> Observation:
+        """User and group names; blocks on the host's name service."""
+        into.user = self.directory.users.name(record.uid)
+        into.group = self.directory.groups.name(record.gid)
+        if record.login_uid != UNSET_ID:
+            into.login_user = self.directory.users.name(record.login_uid)
+            into.login_peer = self.logins.peer(into.reading.tty) if into.reading.tty is not None else None
+        gids = into.reading.groups
+        if gids is not None and len(gids) <= MAX_GROUPS:
+            into.groups = tuple(name for gid in gids if (name := self.directory.groups.name(gid)) is not None)
+        into.names_read = True
+        return into
+
+    def hash(self, record: KernelRecord, into: Observation) -> Observation:
+        """SHA-256 of the recorded executable; blocks for as long as hashing may take."""
+        into.digest = self._digest(record, into)
+        return into
+
+    def _digest(self, record: KernelRecord, into: Observation) -> Digest:
+        """Opens the running file, or the host's when the process is gone, and checks which one it got."""
+        if record.exe is None or into.exe is None:
+            return Digest(None, "the executable is not known")
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = -1
+        try:
+            if into.same_image and into.reading.exe_stat is not None:
+                start = ticks_of(record.start_ns, self.host.ticks)
+                with open_process(self.host.proc, record.tgid, start) as (process, _):
+                    fd = os.open("exe", flags, dir_fd=process)
+                now, then = os.fstat(fd), into.reading.exe_stat
+                right: bool | None = (now.st_dev, now.st_ino) == (then.st_dev, then.st_ino)
+            elif into.exe.proven is not None:
+                fd = os.open(os.fsencode(self.host.root) + into.exe.proven, flags | os.O_NOFOLLOW)
+                right = same_file(fd, record.exe)
+            else:
+                return Digest(None, into.exe.reason or "the executable is not known")
+            return self.digests.digest(fd) if right else Digest(None, EXECUTED)
+        except ProcessGone as exc:
+            return Digest(None, str(exc))
+        except OSError as exc:
+            return Digest(None, f"the executable could not be read: {exc.strerror}")
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+
+def _same(one: FileId, other: FileId) -> bool:
+    return (one.dev, one.ino) == (other.dev, other.ino)
