@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vecward run``, ``steer`` and ``unsteer``: what starts and ends the kernel part."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from agent.cli.failure import Fail
+from agent.cli.settings import Settings
+
+
+@click.command()
+@click.option("-c", "--config", "file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="The configuration (default: /etc/vecward/vecward.yaml).")  # fmt: skip
+@click.pass_obj
+def run(settings: Settings, file: Path | None) -> int:
+    """Run everything in the foreground, and take everything down at the end.
+
+    Prints "vecward: ready" when every guarded port is steered. SIGTERM or ^C: exchanges under way end,
+    everything is detached, exit 0. A second signal ends at once. SIGHUP: like `vecward reload`.
+    """
+    from agent.config import ConfigError, load_config
+    from agent.kernel.errors import SteeringError
+    from agent.run import RunError, Supervisor
+
+    path = file or settings.config_file
+    try:
+        config = load_config(path)
+        return Supervisor(config, path.resolve()).run()
+    except ConfigError as error:
+        raise Fail("\n".join(error.problems), "nothing was started") from None
+    except SteeringError as error:
+        raise Fail(f"steering: {error.missing}", error.hint or "vecward doctor tells what this host can do") from None
+    except RunError as error:
+        raise Fail(str(error), error.hint or None) from None
+
+
+@click.command()
+@click.pass_obj
+def steer(settings: Settings) -> int:
+    """Attach the kernel part and pin it; it stays when this command ends.
+
+    Without an agent that serves the guarded ports nothing is refused yet: guards are set by the agent.
+    """
+    from agent import confine
+    from agent.config import ConfigError, load_config
+    from agent.kernel.attach import attach, find_cgroup2_root
+    from agent.kernel.errors import SteeringError
+    from agent.run import OBJECT
+
+    if os.geteuid() != 0:
+        raise Fail("steer needs root", "run it with sudo")
+    try:
+        config = load_config(settings.config_file)
+        point = find_cgroup2_root() if config.steer.cgroup == "auto" else config.steer.cgroup
+        uid, gid, _ = confine.user_ids(config.users.agent, 0)
+        netns = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            loaded = attach(config.steer.pins, point, netns, OBJECT, (uid, gid))
+        finally:
+            os.close(netns)
+    except ConfigError as error:
+        raise Fail("\n".join(error.problems)) from None
+    except SteeringError as error:
+        raise Fail(f"steering: {error.missing}", error.hint or None) from None
+    click.echo(f"attached {len(loaded.programs)} programs below {loaded.pins}")
+    for program, why in loaded.lost.items():
+        click.echo(f"not loaded: {program}: {why}", err=True)
+    return 0
+
+
+@click.command()
+@click.pass_obj
+def unsteer(settings: Settings) -> int:
+    """Detach and unpin everything. Guarded ports then reach the database directly."""
+    from agent.config import ConfigError, load_config
+    from agent.kernel.attach import detach
+
+    if os.geteuid() != 0:
+        raise Fail("unsteer needs root", "run it with sudo")
+    try:
+        pins = load_config(settings.config_file).steer.pins
+    except ConfigError as error:
+        if settings.config is not None:
+            raise Fail("\n".join(error.problems)) from None
+        pins = Path("/sys/fs/bpf/vecward")  # a broken configuration must not keep anyone from opening the way
+    removed = detach(pins)
+    click.echo(f"detached: {len(removed)} pins removed below {pins}" if removed else f"nothing was attached below {pins}")
+    return 0
