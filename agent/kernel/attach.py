@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def attach(
         raise SteeringError(f"no object file {object_file}", "make -C bpf")
     _ensure_bpffs(pins.parent)
     staging = pins.with_name(f"{pins.name}~{os.getpid()}")  # bpffs refuses names with a dot
-    _remove_tree(staging)
+    remove_pins(staging)
     try:
         with _directory(cgroup) as cgroup_fd:
             target = Target(cgroup_fd, netns_fd, netns_cookie(netns_fd))
@@ -84,14 +85,16 @@ def attach(
         _give(staging, owner)
         staging.rename(pins)
     except BaseException as error:
-        _remove_tree(staging)
+        remove_pins(staging)
         if isinstance(error, OSError):
             raise SteeringError(f"steering could not be attached: {error}", "see `vecward doctor`") from error
         raise
     return loaded
 
 
-def attach_namespace(pins: Path, netns_fd: int, object_file: Path, owner: tuple[int, int] | None = None) -> int:
+def attach_namespace(
+    pins: Path, netns_fd: int, object_file: Path, owner: tuple[int, int] | None = None
+) -> int:
     """Steer in one more network namespace, with the maps that are there. Returns its cookie."""
     cookie = netns_cookie(netns_fd)
     load_program(Library(), object_file, "steer", pins, Target(-1, netns_fd, cookie))
@@ -107,7 +110,7 @@ def detach(pins: Path) -> list[str]:
     leftovers = sorted(pins.parent.glob(f"{pins.name}~*")) if pins.parent.is_dir() else []
     for tree in (pins, *leftovers):
         if tree == pins or not _alive(tree):
-            removed += _remove_tree(tree)
+            removed += remove_pins(tree)
     return removed
 
 
@@ -158,7 +161,7 @@ def _ensure_bpffs(parent: Path) -> None:
 
 
 @contextlib.contextmanager
-def _directory(path: Path):  # type: ignore[no-untyped-def]
+def _directory(path: Path) -> Iterator[int]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -182,7 +185,8 @@ def _alive(staging: Path) -> bool:
     return number.isdigit() and int(number) != os.getpid() and Path("/proc", number).exists()
 
 
-def _remove_tree(tree: Path) -> list[str]:
+def remove_pins(tree: Path) -> list[str]:
+    """Detach and unpin what one directory holds; nothing happens if it is not there."""
     removed: list[str] = []
     if not tree.exists():
         return removed

@@ -22,7 +22,9 @@ class EventReader:
         """``descriptor`` of the map; not closed here."""
         self._descriptor = descriptor
         self._size = map_size(descriptor)
-        self._consumer = mmap.mmap(descriptor, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._consumer = mmap.mmap(
+            descriptor, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
+        )
         self._data = mmap.mmap(
             descriptor, mmap.PAGESIZE + 2 * self._size, mmap.MAP_SHARED, mmap.PROT_READ, offset=mmap.PAGESIZE
         )

@@ -13,6 +13,7 @@ import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
 
@@ -30,6 +31,7 @@ _MAPS = (
     "namespaces", "ports", "watch", "exempt", "settings", "local_addresses", "own_ports", "slots", "reserve", "marks",
     "identities", "inflight", "taken", "spaces", "tickets", "up", "processes", "stats", "events",
 )  # fmt: skip
+_ANY_V4 = pack_address(IPv4Address(0))
 _U16, _U32, _U64 = struct.Struct("=H"), struct.Struct("=I"), struct.Struct("=Q")
 
 
@@ -87,8 +89,10 @@ class Steering:
         if not 0 <= index < MAX_GUARDS:
             raise SteeringError(f"guard number {index}", f"at most {MAX_GUARDS} guards")
         if GuardFlag.ENFORCE in flags and flags & (GuardFlag.PASS_ON_FAILURE | GuardFlag.REMOTE_PASS):
-            raise SteeringError("a guard that enforces cannot pass what it did not judge", "drop the pass flags")
-        self._put("watch", self._watch_key(port, address), GUARD.pack(index, flags, self._workers(index), 0))
+            raise SteeringError("a guard that enforces passes nothing unjudged", "drop the pass flags")
+        place = self._watch_key(port, address)
+        self._publish_port(port, flags)  # first, so that nobody is steered whose identity was not recorded
+        self._put("watch", place, GUARD.pack(index, flags, self._workers(index), 0))
         self._publish_port(port)
 
     def remove_guard(self, port: int, address: Address | None) -> None:
@@ -102,9 +106,7 @@ class Steering:
 
     def _watch_key(self, port: int, address: Address | None) -> bytes:
         packed = ANY_ADDRESS if address is None else pack_address(address)
-        if packed == pack_address("0.0.0.0"):
-            packed = ANY_ADDRESS
-        return WATCH_KEY.pack(self.netns, packed, port, 0, 0)
+        return WATCH_KEY.pack(self.netns, ANY_ADDRESS if packed == _ANY_V4 else packed, port, 0, 0)
 
     def _guards(self) -> list[tuple[bytes, int, GuardFlag, int]]:
         """(key, index, flags, workers) of every guarded place."""
@@ -116,8 +118,8 @@ class Steering:
                 found.append((key, index, GuardFlag(flags), workers))
         return found
 
-    def _publish_port(self, port: int) -> None:
-        flags, guarded = GuardFlag(0), False
+    def _publish_port(self, port: int, coming: GuardFlag | None = None) -> None:
+        flags, guarded = coming or GuardFlag(0), coming is not None
         for key, _, own, _ in self._guards():
             if WATCH_KEY.unpack(key)[2] == port:
                 flags, guarded = flags | own, True
@@ -219,12 +221,12 @@ class Steering:
                 if value is None and self._put_new("up", key, UP.pack(one.cookie, one.v6only, 0)):
                     break
 
-    def drop_up(self, living: Iterable[Listening]) -> None:
-        """Forget listeners whose socket is not among ``living`` (one that closed while it was seeded)."""
-        cookies = {one.cookie for one in living}
+    def drop_up(self, gone: Iterable[Listening]) -> None:
+        """Forget listeners that are known to be closed (their close was not seen)."""
+        cookies = {one.cookie for one in gone}
         for key in self._keys("up", UP_KEY.size):
             value = self._get("up", key, UP.size)
-            if UP_KEY.unpack(key)[0] == self.netns and value is not None and UP.unpack(value)[0] not in cookies:
+            if value is not None and UP.unpack(value)[0] in cookies:
                 syscalls.map_delete(self._maps["up"], key)
 
     def up(self) -> list[Listening]:
