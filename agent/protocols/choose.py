@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first session of every connection: waits for the first bytes, then hands over for good.
+
+Owns the choice between HTTP/1.1, an opaque relay and a refusal in the protocol that the client speaks.
+Bias: in enforce what is not HTTP/1.1 is refused and nothing of it is forwarded; in observe it is relayed
+unread.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from agent.protocols.detect import PREFIX, detect
+from agent.protocols.http import Engine, Headers
+from agent.protocols.http1 import Http1Session
+from agent.protocols.http1_form import own_response
+from agent.protocols.http1_tap import Http1Tap
+from agent.protocols.opaque import OpaqueSession, Tally
+from agent.protocols.session import Bounds, Judge, Output, ProtocolError, Session
+
+Mode = Literal["observe", "enforce"]
+
+_REASONS = {
+    "tls": ("tls-without-key", "TLS on a guard that holds no certificate and key: connect without TLS"),
+    "http2": ("http2", "HTTP/2 is not spoken here: use HTTP/1.1"),
+    "unknown": ("unknown-protocol", "the first bytes are no protocol that this guard speaks"),
+}
+# A fatal handshake_failure alert (RFC 8446 section 6), in the record version every client reads.
+_TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x28"
+_HTTP2_SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+_HTTP_1_1_REQUIRED = 0xD  # RFC 9113 section 7
+
+
+def open_session(
+    engine: Engine,
+    judge: Judge,
+    guard: str,
+    mode: Mode,
+    bounds: Bounds | None = None,
+    credential: Headers | None = None,
+) -> Sniffing:
+    """The session for a new connection to a guard.
+
+    `credential`: headers the guard holds in place of the client's own (enforce only), lower-case names.
+    """
+    return Sniffing(engine, judge, guard, mode, bounds if bounds is not None else Bounds(), credential)
+
+
+def open_tunnel(reason: str) -> OpaqueSession:
+    """The session for a connection that a tunnel rule relays unread, in either mode."""
+    return OpaqueSession(reason, "unknown")
+
+
+class Sniffing:
+    """`Session` that becomes another one after at most `detect.PREFIX` bytes."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        judge: Judge,
+        guard: str,
+        mode: Mode,
+        bounds: Bounds,
+        credential: Headers | None,
+    ) -> None:
+        self._engine = engine
+        self._judge = judge
+        self._guard = guard
+        self._mode: Mode = mode
+        self._bounds = bounds
+        self._credential = credential
+        self._prefix = b""
+        self._seen = "unknown"
+        self._chosen: Session | None = None
+
+    @property
+    def protocol(self) -> str:
+        return self._chosen.protocol if self._chosen is not None else self._seen
+
+    @property
+    def tally(self) -> Tally | None:
+        """What passed unread, once the connection is opaque."""
+        chosen = self._chosen
+        return chosen.tally if isinstance(chosen, OpaqueSession | Http1Tap) else None
+
+    def client_data(self, data: bytes) -> Output:
+        if self._chosen is not None:
+            return self._chosen.client_data(data)
+        self._prefix += data
+        seen = detect(self._prefix[:PREFIX])
+        if seen == "more":
+            return Output()
+        self._seen = seen
+        prefix, self._prefix = self._prefix, b""
+        if seen == "http1":
+            self._chosen = self._http1()
+        elif self._mode == "observe":
+            self._chosen = OpaqueSession(f"{seen} is not read", seen)
+        else:
+            reason, message = _REASONS[seen]
+            raise ProtocolError(reason, message)
+        return self._chosen.client_data(prefix)
+
+    def server_data(self, data: bytes) -> Output:
+        if self._chosen is None:
+            if self._mode == "enforce":
+                raise ProtocolError("server-first", "the database spoke before the client", "server")
+            return self._relay("the database spoke first", data)
+        return self._chosen.server_data(data)
+
+    def client_eof(self) -> Output:
+        if self._chosen is None:
+            if self._mode == "enforce":
+                return Output(close="both")
+            out = self._relay("the client closed before it said what it speaks", b"")
+            out.close = self._eof_of("client")
+            return out
+        return self._chosen.client_eof()
+
+    def server_eof(self) -> Output:
+        if self._chosen is None:
+            if self._mode == "enforce":
+                return Output(close="both")
+            out = self._relay("the database closed first", b"")
+            out.close = self._eof_of("server")
+            return out
+        return self._chosen.server_eof()
+
+    def abandon(self, reason: str) -> Output:
+        return self._chosen.abandon(reason) if self._chosen is not None else Output()
+
+    def refuse_all(self, message: str) -> Output:
+        """The refusal in the protocol the client spoke: a TLS alert, GOAWAY, or the engine's HTTP error."""
+        if self._chosen is not None:
+            return self._chosen.refuse_all(message)
+        out = Output(close="both")
+        if self._seen == "tls":
+            out.to_client.append(_TLS_ALERT)
+        elif self._seen == "http2":
+            debug = message.encode("utf-8", "replace")[:256]
+            goaway = bytes(4) + _HTTP_1_1_REQUIRED.to_bytes(4, "big") + debug
+            frame = len(goaway).to_bytes(3, "big") + b"\x07\x00" + bytes(4) + goaway
+            out.to_client.append(_HTTP2_SETTINGS + frame)
+        else:
+            out.to_client += own_response(self._engine.refuse(403, "refused", message, None), True, False)
+        return out
+
+    def _http1(self) -> Session:
+        if self._mode == "observe":
+            return Http1Tap(self._engine, self._judge, self._guard, self._bounds)
+        return Http1Session(self._engine, self._judge, self._guard, self._bounds, self._credential)
+
+    def _relay(self, reason: str, data: bytes) -> Output:
+        """Turn opaque, with what the client has said so far and `data` from the server."""
+        self._chosen = opaque = OpaqueSession(reason, "unknown")
+        prefix, self._prefix = self._prefix, b""
+        out = Output()
+        opaque.announce(out)
+        if prefix:
+            opaque.pass_client(out, prefix)
+        if data:
+            opaque.pass_server(out, data)
+        return out
+
+    def _eof_of(
+        self, side: Literal["client", "server"]
+    ) -> Literal["no", "client-eof", "server-eof", "both", "reset"]:
+        if self._chosen is None:
+            return "both"
+        return self._chosen.client_eof().close if side == "client" else self._chosen.server_eof().close

@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The answering side of an HTTP/1.1 connection in enforce: read, masked, recorded, released.
+
+Owns the database's bytes of one connection. Bias: fail closed. An answer that must be read is released
+whole and masked or not at all; framing that could be read in two ways ends the exchange; what follows a
+whole answer is dropped with the connection. Answers that nothing reads are collected up to
+`Bounds.stream_above` and passed in pieces above it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from hashlib import sha256
+
+from agent.protocols.coding import decode_body
+from agent.protocols.http import Answer, Engine, Headers, Lookup, Refusal, Response
+from agent.protocols.http1_body import BodyReader, ChunkedBody, CloseBody, LengthBody
+from agent.protocols.http1_exchange import Exchange, Recorder
+from agent.protocols.http1_form import (
+    CHANGED_DROPS,
+    CHUNKED,
+    LAST_CHUNK,
+    RESPONSE_DROPS,
+    chunk_frame,
+    notices,
+    own_response,
+    recorded_response,
+    response_head,
+)
+from agent.protocols.http1_head import HeadBuffer, ResponseHead, parse_response_head
+from agent.protocols.session import Bounds, Output, ProtocolError, Result
+
+MAX_INFORMATIONAL = 8  # 1xx answers before one answer; more is a flood
+_CHANGED = RESPONSE_DROPS | CHANGED_DROPS
+
+
+class Arriving:
+    """An answer that is not whole yet."""
+
+    __slots__ = ("chunked", "head", "passed", "pieces", "reader", "rolling", "size")
+
+    def __init__(self, head: ResponseHead, reader: BodyReader | None) -> None:
+        self.head = head
+        self.reader = reader
+        self.pieces: list[bytes] = []
+        self.size = 0
+        self.passed = False  # it goes out in pieces
+        self.chunked = False  # and those are chunks of ours
+        self.rolling = sha256()
+
+
+class AnswerSide(ABC):
+    """The half of a session that reads the database. The other half is `Http1Session`."""
+
+    def __init__(self, engine: Engine, recorder: Recorder, bounds: Bounds) -> None:
+        self._engine = engine
+        self._recorder = recorder
+        self._bounds = bounds
+        self._exchange: Exchange | None = None
+        self._lookup: Lookup | None = None
+        self._answer_heads = HeadBuffer(bounds, "server")
+        self._arriving: Arriving | None = None
+        self._failed = False
+
+    @property
+    @abstractmethod
+    def _request_sent(self) -> bool:
+        """The whole request is on its way, nothing more of it will follow."""
+
+    @abstractmethod
+    def _finish(self, out: Output, close: bool) -> None: ...
+
+    @abstractmethod
+    def _close(self, out: Output, reset: bool = False) -> None: ...
+
+    @abstractmethod
+    def _learnt(self, out: Output, lookup: Lookup, response: Response) -> None: ...
+
+    @abstractmethod
+    def _refuse(
+        self,
+        out: Output,
+        exchange: Exchange,
+        status: int,
+        reason: str,
+        message: str,
+        close: bool,
+        rule: str | None = None,
+        failed: bool = False,
+    ) -> None: ...
+
+    def _take_server(self, out: Output, data: bytes) -> None:
+        exchange = self._exchange
+        if exchange is None or not (exchange.sent or self._lookup is not None):
+            self._failed = True
+            raise ProtocolError("unsolicited", "the database sent bytes that answer no request", "server")
+        try:
+            while data:
+                arriving = self._arriving
+                if arriving is None:
+                    got = self._answer_heads.take(data)
+                    if got is None:
+                        return
+                    data, end = got
+                    head = parse_response_head(data[:end], self._bounds)
+                    data = data[end:]
+                    arriving = self._begin_answer(out, exchange, head)
+                    if arriving is None:
+                        continue
+                if arriving.reader is not None and data and not arriving.reader.done:
+                    pieces, data = arriving.reader.feed(data)
+                    self._take_pieces(out, exchange, arriving, pieces)
+                if arriving.reader is None or arriving.reader.done:
+                    self._complete(out, exchange, arriving, surplus=bool(data))
+                    return
+        except ProtocolError as error:
+            self._fail(out, exchange, error.reason, error.message)
+
+    def _end_server(self, out: Output) -> None:
+        """The database closed."""
+        exchange, arriving = self._exchange, self._arriving
+        if exchange is None or not (exchange.sent or self._lookup is not None):
+            return
+        if arriving is not None and arriving.reader is not None and arriving.reader.end():
+            arriving.head.keep_alive = False
+            self._complete(out, exchange, arriving, surplus=False)
+            return
+        if exchange.sent:
+            self._recorder.abort(out, exchange, "the database closed before the end of its answer")
+        self._close(out, reset=exchange.released)
+
+    def _begin_answer(self, out: Output, exchange: Exchange, head: ResponseHead) -> Arriving | None:
+        """What a head announces; None for an informational answer, which is dropped."""
+        status = head.status
+        if status < 200:
+            exchange.informational += 1
+            if status == 101:
+                raise ProtocolError("upgrade", "the database switched protocols unasked", "server")
+            if exchange.informational > MAX_INFORMATIONAL or head.chunked or head.length:
+                raise ProtocolError(
+                    "informational",
+                    f"more than {MAX_INFORMATIONAL} 1xx answers, or one with a body",
+                    "server",
+                )
+            return None
+        reader: BodyReader | None
+        head_only = exchange.head_only and self._lookup is None
+        if head_only or status in (204, 304):
+            reader = None
+        elif head.chunked:
+            reader = ChunkedBody(self._bounds, "server")
+        elif head.length is not None:
+            reader = LengthBody(head.length) if head.length else None
+        else:
+            reader = CloseBody()
+            head.keep_alive = False
+        self._arriving = arriving = Arriving(head, reader)
+        if reader is not None and self._lookup is None:
+            self._choose_way(out, exchange, arriving)
+        return arriving
+
+    def _choose_way(self, out: Output, exchange: Exchange, arriving: Arriving) -> None:
+        length = arriving.head.length or 0
+        touched = exchange.verdict is None or exchange.verdict.touches_answer
+        if length > self._limit(exchange):
+            if touched:
+                raise self._too_large()
+            self._pass_on(out, exchange, arriving)
+        elif not touched and any(
+            name == "content-type" and value.startswith("text/event-stream")
+            for name, value in arriving.head.headers
+        ):
+            self._pass_on(out, exchange, arriving)  # events would wait for ever to be whole
+
+    def _limit(self, exchange: Exchange) -> int:
+        touched = exchange.verdict is None or exchange.verdict.touches_answer
+        if self._lookup is not None or not (touched or exchange.route.answer_rows):
+            return self._bounds.stream_above
+        return self._bounds.body
+
+    def _too_large(self) -> ProtocolError:
+        return ProtocolError(
+            "answer-too-large",
+            f"an answer that has to be read may have at most {self._bounds.body} bytes",
+            "server",
+        )
+
+    def _take_pieces(self, out: Output, exchange: Exchange, arriving: Arriving, pieces: list[bytes]) -> None:
+        arriving.size += sum(map(len, pieces))
+        if arriving.passed:
+            self._pass_pieces(out, exchange, arriving, pieces)
+            return
+        arriving.pieces += pieces
+        if arriving.size <= self._limit(exchange):
+            return
+        if self._lookup is not None or exchange.verdict is None or exchange.verdict.touches_answer:
+            raise self._too_large()
+        self._pass_on(out, exchange, arriving)
+
+    def _pass_on(self, out: Output, exchange: Exchange, arriving: Arriving) -> None:
+        """Release the head and what is there; the rest follows in pieces."""
+        head = arriving.head
+        arriving.passed = True
+        minor = exchange.head.minor if exchange.head is not None else 0
+        close = self._ends(exchange, head)
+        if head.length is not None:
+            framing = f"content-length: {head.length}\r\n"
+        elif minor == 1:
+            arriving.chunked = True
+            framing = CHUNKED
+        else:
+            framing, close = "", True
+            head.keep_alive = False
+        if close:
+            framing += "connection: close\r\n"
+        out.to_client.append(self._released_head(exchange, head, RESPONSE_DROPS, framing))
+        exchange.released = True
+        pieces, arriving.pieces = arriving.pieces, []
+        self._pass_pieces(out, exchange, arriving, pieces)
+
+    def _pass_pieces(self, out: Output, exchange: Exchange, arriving: Arriving, pieces: list[bytes]) -> None:
+        for piece in pieces:
+            arriving.rolling.update(piece)
+            self._recorder.piece(out, exchange, "response", piece)
+            if arriving.chunked:
+                out.to_client += chunk_frame(piece)
+            else:
+                out.to_client.append(piece)
+
+    def _complete(self, out: Output, exchange: Exchange, arriving: Arriving, surplus: bool) -> None:
+        """The answer is whole. `surplus`: more bytes came behind it, so the connection cannot go on."""
+        head = arriving.head
+        self._arriving = None
+        if surplus:
+            head.keep_alive = False
+        pieces = arriving.pieces
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        lookup = self._lookup
+        if lookup is not None:
+            self._lookup = None
+            if not head.keep_alive:
+                message = "the database closed the connection after a look-up"
+                self._refuse(out, exchange, 502, "lookup-closed", message, close=True, failed=True)
+                return
+            if head.encoding is not None:
+                body = decode_body(body, head.encoding, self._bounds.body)
+            self._learnt(out, lookup, Response(head.status, head.headers, body))
+            return
+        if arriving.passed:
+            self._end_passed(out, exchange, arriving, surplus)
+        else:
+            self._release(out, exchange, head, body)
+            if surplus and out.records and isinstance(out.records[-1], Result):
+                out.records[-1].reason = "bytes followed the answer"
+        self._finish(out, self._ends(exchange, head))
+
+    def _ends(self, exchange: Exchange, head: ResponseHead) -> bool:
+        # An answer before the end of the request leaves the connection in the middle of a body.
+        return not (exchange.keep_alive and head.keep_alive and self._request_sent)
+
+    def _end_passed(self, out: Output, exchange: Exchange, arriving: Arriving, surplus: bool) -> None:
+        if arriving.chunked:
+            out.to_client.append(LAST_CHUNK)
+        digest = arriving.rolling.digest()
+        out.records.append(
+            Result(
+                n=exchange.n,
+                outcome="answered",
+                status=arriving.head.status,
+                head=recorded_response(arriving.head.headers, self._recorder.credentials),
+                body=None,
+                sha256=digest,
+                bytes=arriving.size,
+                released_sha256=digest,
+                released_bytes=arriving.size,
+                reason="bytes followed the answer" if surplus else None,
+            )
+        )
+
+    def _release(self, out: Output, exchange: Exchange, head: ResponseHead, body: bytes) -> None:
+        """Mask and record a whole answer, and release it in one length."""
+        verdict, request, operation = exchange.verdict, exchange.request, exchange.operation
+        if verdict is None or request is None or operation is None:
+            raise RuntimeError("an answer to a request that was not judged")
+        answer: Answer | None = None
+        if verdict.touches_answer and body:
+            try:
+                plain = decode_body(body, head.encoding, self._bounds.body)
+                answer = self._engine.mask(
+                    request, operation, verdict, Response(head.status, head.headers, plain)
+                )
+            except Refusal as refusal:
+                raise ProtocolError(refusal.reason, refusal.message, "server") from refusal
+        self._recorder.answered(
+            out, exchange, head.status, head.headers, body, head.encoding, self._bounds.body, answer
+        )
+        released = body if answer is None else answer.body
+        dropped = RESPONSE_DROPS if not verdict.touches_answer else _CHANGED
+        if exchange.head_only or head.status == 304:
+            known = head.length is not None and not verdict.touches_answer
+            framing = f"content-length: {head.length}\r\n" if known else ""
+        elif head.status == 204:
+            framing = ""
+        else:
+            framing = f"content-length: {len(released)}\r\n"
+        if self._ends(exchange, head):
+            framing += "connection: close\r\n"
+        elif exchange.head is not None and exchange.head.minor == 0:
+            framing += "connection: keep-alive\r\n"
+        out.to_client.append(self._released_head(exchange, head, dropped, framing))
+        if released:
+            out.to_client.append(released)
+        exchange.released = True
+
+    def _released_head(
+        self, exchange: Exchange, head: ResponseHead, dropped: frozenset[str], framing: str
+    ) -> bytes:
+        extra: Headers = notices(exchange.verdict) if exchange.verdict is not None else ()
+        if head.nominated:
+            dropped |= head.nominated - {"content-type", "content-encoding"}
+        return response_head(head.status, head.phrase, head.headers, dropped, extra, framing)
+
+    def _fail(self, out: Output, exchange: Exchange, reason: str, message: str) -> None:
+        """The answer cannot be released: an error in its place, or a cut where part of it is out."""
+        self._arriving = None
+        if self._lookup is not None:
+            self._lookup = None
+            self._refuse(out, exchange, 502, reason, message, close=True, failed=True)
+            if out.close == "no":  # never drain into a connection that is out of step
+                self._close(out)
+            return
+        if exchange.released:
+            self._recorder.abort(out, exchange, reason)
+            self._close(out, reset=True)
+            return
+        response = self._engine.refuse(502, reason, message, None)
+        self._recorder.refused(out, exchange, response, reason, failed=True)
+        out.to_client += own_response(response, True, exchange.head_only)
+        self._close(out)

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The deciding side of an HTTP/1.1 connection in enforce: judge, then refuse or forward in normal form.
+
+Owns look-ups, verdicts, refusals and the serialised request. Parses no client bytes. Bias: fail closed; an
+`Intent` stands in the output before any byte of its request, and a refusal is recorded like an answer.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from enum import Enum
+
+from agent.protocols.http import Engine, Headers, Lookup, Refusal, Request, Response
+from agent.protocols.http1_answer import AnswerSide
+from agent.protocols.http1_body import BodyReader
+from agent.protocols.http1_exchange import Exchange, Recorder, denied
+from agent.protocols.http1_form import (
+    CHUNKED,
+    CREDENTIALS,
+    LAST_CHUNK,
+    READ_DROPS,
+    REQUEST_DROPS,
+    chunk_frame,
+    own_response,
+    request_head,
+)
+from agent.protocols.session import Bounds, Judge, Output
+from agent.protocols.target import parse_target
+from policy.model import Operation, Verdict
+
+MAX_LOOKUPS = 4  # a request names at most a few collections; more is a resolver that does not converge
+_IDENTITY: Headers = (("accept-encoding", "identity"),)
+_IDENTITY_DROPS = frozenset({"accept-encoding"})
+_NO_DROPS: frozenset[str] = frozenset()
+
+
+class Phase(Enum):
+    """Where the client's side stands."""
+
+    IDLE = 0  # a head is awaited
+    BODY = 1  # a body is collected
+    JUDGE = 2  # the body is whole, an answer to a lookup is awaited
+    STREAM = 3  # a body is passed on as it comes
+    WAIT = 4  # all is sent, the answer is awaited
+    DRAIN = 5  # refused and answered: the rest of the body is thrown away, then the connection ends
+    CLOSED = 6
+
+
+class DecidingSide(AnswerSide):
+    """The part of a session between a whole request (or a large one's head) and the database."""
+
+    def __init__(
+        self, engine: Engine, judge: Judge, guard: str, bounds: Bounds, credential: Headers | None
+    ) -> None:
+        super().__init__(engine, Recorder(engine, guard), bounds)
+        self._judge = judge
+        self._credential = credential
+        self._phase = Phase.IDLE
+        self._reader: BodyReader | None = None
+        self._credential_names = engine.credential_headers | {"authorization", "proxy-authorization"}
+        self._drops = REQUEST_DROPS | self._credential_names if credential is not None else REQUEST_DROPS
+
+    @abstractmethod
+    def _close(self, out: Output, reset: bool = False) -> None: ...
+
+    @property
+    def _request_sent(self) -> bool:
+        return self._phase is Phase.WAIT
+
+    def _finish(self, out: Output, close: bool) -> None:
+        """The answer is out: the next request, or the end."""
+        self._exchange = None
+        if close:
+            self._close(out)
+        else:
+            self._phase = Phase.IDLE
+
+    def _decide_early(self, out: Output, exchange: Exchange) -> None:
+        """A large body: refuse, or pass it on unread, by the head alone; else go on collecting it."""
+        exchange.looked_early = True
+        route, request = exchange.route, exchange.request
+        if request is not None and (route.streamable or not route.reads_body):
+            operation = self._operation(out, exchange, request)
+            if operation is None:
+                return
+            stream = route.streamable and not self._judge.reads_body(operation)
+            if stream or not route.reads_body:
+                verdict = self._judge(operation)
+                if verdict.outcome in ("deny", "hold"):
+                    self._deny(out, exchange, operation, verdict)
+                    return
+                if stream and not verdict.filters and not verdict.clamps:
+                    self._start_stream(out, exchange, request, operation, verdict)
+                    return
+        if exchange.head is not None and (exchange.head.length or 0) > self._bounds.body:
+            self._refuse_large(out, exchange)
+
+    def _refuse_large(self, out: Output, exchange: Exchange) -> None:
+        message = f"a request body that has to be read may have at most {self._bounds.body} bytes"
+        self._refuse(out, exchange, 413, "body-too-large", message, close=True)
+
+    def _decide(self, out: Output, exchange: Exchange) -> None:
+        """The request is whole: judge it, and refuse or forward it."""
+        request = exchange.request
+        if request is None or self._lookup is not None:
+            return
+        if exchange.pieces:
+            whole = exchange.pieces[0] if len(exchange.pieces) == 1 else b"".join(exchange.pieces)
+            exchange.pieces = []
+            request = Request(
+                request.method, request.path, request.segments, request.query, request.headers, whole
+            )
+            exchange.request = request
+        operation = self._operation(out, exchange, request)
+        if operation is None:
+            return
+        verdict = self._judge(operation)
+        if verdict.outcome == "deny" or verdict.outcome == "hold":
+            self._deny(out, exchange, operation, verdict)
+            return
+        try:
+            rewritten = self._engine.rewrite(request, operation, verdict)
+        except Refusal as refusal:
+            self._refuse(out, exchange, 400, refusal.reason, refusal.message, close=False)
+            return
+        exchange.operation, exchange.verdict = operation, verdict
+        self._recorder.intent(out, exchange, request.body if request.body is not None else b"")
+        body = rewritten.body
+        if body is None and (exchange.head is None or exchange.head.length is None):
+            framing = ""
+        else:
+            framing = f"content-length: {len(body) if body else 0}\r\n"
+        out.to_server.append(self._forwarded_head(exchange, rewritten, verdict, framing))
+        if body:
+            out.to_server.append(body)
+        exchange.sent = True
+        self._phase = Phase.WAIT
+
+    def _operation(self, out: Output, exchange: Exchange, request: Request) -> Operation | None:
+        """Ask the engine what is asked. None: refused, or a lookup was sent first."""
+        try:
+            operation = self._engine.operation(request, exchange.route)
+        except Refusal as refusal:
+            early = self._phase is Phase.BODY
+            self._refuse(out, exchange, 400, refusal.reason, refusal.message, close=early)
+            return None
+        if isinstance(operation, Operation):
+            return operation
+        exchange.lookups += 1
+        if exchange.lookups > MAX_LOOKUPS:
+            message = f"the names in the request need more than {MAX_LOOKUPS} look-ups"
+            self._refuse(out, exchange, 502, "lookups", message, close=self._phase is Phase.BODY, failed=True)
+            return None
+        self._send_lookup(out, exchange, operation)
+        return None
+
+    def _send_lookup(self, out: Output, exchange: Exchange, lookup: Lookup) -> None:
+        """Send a request of our own, with the credential that the client's request will go with."""
+        if exchange.request is None or exchange.head is None:
+            raise RuntimeError("a lookup is sent outside an exchange")
+        credential = self._credential
+        if credential is None:
+            names = self._credential_names | CREDENTIALS
+            credential = tuple([(k, v) for k, v in exchange.request.headers if k in names])
+        request = lookup.request
+        body = request.body
+        framing = f"content-length: {len(body)}\r\n" if body is not None else ""
+        drops = (REQUEST_DROPS, self._credential_names, READ_DROPS)
+        target = parse_target(request.path, "", request.method)
+        head = request_head(request, target, exchange.head.host, drops, credential + _IDENTITY, framing)
+        out.to_server.append(head)
+        if body:
+            out.to_server.append(body)
+        self._lookup = lookup
+
+    def _learnt(self, out: Output, lookup: Lookup, response: Response) -> None:
+        self._engine.learn(lookup, response)
+        exchange = self._exchange
+        if exchange is None:
+            return
+        if self._phase is Phase.JUDGE:
+            self._decide(out, exchange)
+        elif self._phase is Phase.BODY:
+            self._decide_early(out, exchange)
+
+    def _deny(self, out: Output, exchange: Exchange, operation: Operation, verdict: Verdict) -> None:
+        exchange.operation, exchange.verdict = operation, verdict
+        message = verdict.message
+        if verdict.outcome == "hold":  # a session that cannot be resumed must not let it through
+            message = f"this needs an approval, which cannot be asked for on this connection: {message}"
+        if verdict.rule is not None and verdict.rule not in message:
+            message = f"{message} (rule {verdict.rule})"
+        self._refuse(
+            out, exchange, 403, "denied", message, close=self._phase is Phase.BODY, rule=verdict.rule
+        )
+
+    def _refuse(
+        self,
+        out: Output,
+        exchange: Exchange,
+        status: int,
+        reason: str,
+        message: str,
+        close: bool,
+        rule: str | None = None,
+        failed: bool = False,
+    ) -> None:
+        """Answer a request that is not forwarded, in its place in the order, and record it."""
+        body = exchange.request.body if exchange.request is not None else None
+        if exchange.verdict is None:
+            exchange.operation = self._recorder.unreadable(exchange, len(body or b""))
+            exchange.verdict = denied(self._judge(exchange.operation), message)
+        self._recorder.intent(out, exchange, body if body is not None or self._reader is None else None)
+        response = self._engine.refuse(status, reason, message, rule)
+        self._recorder.refused(out, exchange, response, reason, failed)
+        close = close or not exchange.keep_alive
+        out.to_client += own_response(response, close, exchange.head_only)
+        draining = self._phase is Phase.BODY and exchange.head is not None and self._reader is not None
+        self._exchange = None
+        if draining and self._reader is not None and not self._reader.done and reason != "body-too-large":
+            # A client that is still sending would lose the answer to a reset: read on, within bounds.
+            exchange.size, exchange.pieces = 0, []
+            self._exchange, self._phase = exchange, Phase.DRAIN
+        elif close:
+            self._close(out)
+        else:
+            self._phase = Phase.IDLE
+
+    def _forwarded_head(self, exchange: Exchange, request: Request, verdict: Verdict, framing: str) -> bytes:
+        if exchange.head is None:
+            raise RuntimeError("an unread request is forwarded")
+        extra: Headers = self._credential or ()
+        read = verdict.touches_answer
+        drops = [self._drops, READ_DROPS if read else _NO_DROPS, exchange.head.nominated]
+        if read or exchange.route.answer_rows:
+            extra += _IDENTITY
+            drops.append(_IDENTITY_DROPS)
+        return request_head(request, exchange.target, exchange.head.host, drops, extra, framing)
+
+    def _start_stream(
+        self, out: Output, exchange: Exchange, request: Request, operation: Operation, verdict: Verdict
+    ) -> None:
+        """Forward the head now and the body as it comes."""
+        try:
+            rewritten = self._engine.rewrite(request, operation, verdict)
+        except Refusal as refusal:
+            self._refuse(out, exchange, 400, refusal.reason, refusal.message, close=True)
+            return
+        exchange.operation, exchange.verdict = operation, verdict
+        self._recorder.intent(out, exchange, None)
+        length = exchange.head.length if exchange.head is not None else None
+        framing = CHUNKED if length is None else f"content-length: {length}\r\n"
+        out.to_server.append(self._forwarded_head(exchange, rewritten, verdict, framing))
+        exchange.sent = True
+        self._phase = Phase.STREAM
+        pieces, exchange.pieces = exchange.pieces, []
+        self._stream(out, exchange, pieces, False)
+
+    def _stream(self, out: Output, exchange: Exchange, pieces: list[bytes], done: bool) -> None:
+        chunked = exchange.head is not None and exchange.head.chunked
+        for piece in pieces:
+            self._recorder.piece(out, exchange, "request", piece)
+            if chunked:
+                out.to_server += chunk_frame(piece)
+            else:
+                out.to_server.append(piece)
+        if done:
+            if chunked:
+                out.to_server.append(LAST_CHUNK)
+            self._phase = Phase.WAIT

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One HTTP exchange under way, and the records it leaves.
+
+Owns what is known of an exchange between its head and its end, and the recorded form of bodies by
+level. Decides nothing. Bias: where the recorded form of a body cannot be made without vectors in it, the body
+stays out and its hash stands for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+
+from agent.protocols.coding import decode_body
+from agent.protocols.http import Answer, Engine, Headers, Request, Response, Route
+from agent.protocols.http1_form import CREDENTIALS, recorded_request, recorded_response
+from agent.protocols.http1_head import RequestHead
+from agent.protocols.session import Abort, Chunk, Intent, Output, ProtocolError, Result
+from agent.protocols.target import Target
+from policy.model import ANY_COLLECTION, Action, Operation, RecordLevel, Verdict
+
+EMPTY_SHA256 = sha256().digest()
+UNREAD_ROUTE = Route(method="unreadable", known=False)
+_NOWHERE = Target("", (), (), "")
+
+
+@dataclass(slots=True)
+class Exchange:
+    """From a request's head to the last byte of its answer."""
+
+    n: int
+    head: RequestHead | None = None  # None: it could not be read
+    target: Target = _NOWHERE
+    request: Request | None = None
+    route: Route = UNREAD_ROUTE
+    operation: Operation | None = None
+    verdict: Verdict | None = None
+    pieces: list[bytes] = field(default_factory=list)  # of the body, while it is collected
+    size: int = 0
+    lookups: int = 0
+    looked_early: bool = False
+    sent: bool = False  # the head went to the server
+    released: bool = False  # a byte of the answer went to the client
+    keep_alive: bool = False
+    informational: int = 0
+
+    @property
+    def head_only(self) -> bool:
+        return self.head is not None and self.head.method == "HEAD"
+
+
+class Recorder:
+    """Makes the records of a session's exchanges. One a session; holds no exchange."""
+
+    __slots__ = ("_engine", "_guard", "credentials")
+
+    def __init__(self, engine: Engine, guard: str) -> None:
+        self._engine = engine
+        self._guard = guard
+        self.credentials = CREDENTIALS | engine.credential_headers
+
+    def unreadable(self, exchange: Exchange, size: int = 0) -> Operation:
+        """The operation of a request that the engine could not be asked about, or would not read."""
+        return Operation(
+            engine=self._engine.name,
+            guard=self._guard,
+            method=exchange.route.method,
+            actions=frozenset({Action.UNKNOWN}),
+            collections=frozenset({ANY_COLLECTION}),
+            bytes=size,
+            partial=True,
+        )
+
+    def form(self, level: RecordLevel, body: bytes) -> tuple[bytes | None, int]:
+        """The recorded form of a body, and how many vectors were cut from it."""
+        if level == "meta" or level == "hashes":
+            return None, 0
+        if level == "full" or not body:
+            return body, 0
+        return self._engine.digest(body)
+
+    def intent(self, out: Output, exchange: Exchange, body: bytes | None) -> None:
+        """Record that an exchange is about to be forwarded or refused. `body` None: it is streamed."""
+        operation, verdict = exchange.operation, exchange.verdict
+        if operation is None or verdict is None:
+            raise RuntimeError("an exchange is recorded before it is judged")
+        recorded, cut = (None, 0) if body is None else self.form(verdict.level, body)
+        if exchange.head is None or exchange.request is None:
+            head: dict[str, str] = {}
+        else:
+            head = recorded_request(exchange.head, exchange.target, exchange.request, self.credentials)
+        if body is None:
+            digest, size = b"", (exchange.head.length or 0) if exchange.head else 0
+        else:
+            digest, size = sha256(body).digest() if body else EMPTY_SHA256, len(body)
+        out.records.append(Intent(exchange.n, operation, verdict, head, recorded, digest, size, cut))
+
+    def refused(self, out: Output, exchange: Exchange, response: Response, reason: str, failed: bool) -> None:
+        """Record an answer of our own making."""
+        verdict = exchange.verdict
+        recorded = response.body if verdict is not None and verdict.level in ("masked", "full") else None
+        out.records.append(
+            Result(
+                n=exchange.n,
+                outcome="failed" if failed else "refused",
+                status=response.status,
+                head=recorded_response(response.headers, self.credentials),
+                body=recorded,
+                sha256=EMPTY_SHA256,
+                bytes=0,
+                released_sha256=sha256(response.body).digest(),
+                released_bytes=len(response.body),
+                reason=reason,
+            )
+        )
+
+    def piece(self, out: Output, exchange: Exchange, side: str, data: bytes) -> None:
+        """Record a piece of a body that is passed on before the whole is known."""
+        full = exchange.verdict is not None and exchange.verdict.level == "full"
+        # Only whole bodies can be digested: below "full", a piece may hold vectors and stays out.
+        out.records.append(
+            Chunk(
+                exchange.n,
+                "request" if side == "request" else "response",
+                data if full else None,
+                sha256(data).digest(),
+                len(data),
+            )
+        )
+
+    def abort(self, out: Output, exchange: Exchange, reason: str) -> None:
+        out.records.append(Abort(exchange.n, reason))
+
+    def answered(
+        self,
+        out: Output,
+        exchange: Exchange,
+        status: int,
+        headers: Headers,
+        body: bytes,
+        encoding: str | None,
+        bound: int,
+        answer: Answer | None,
+    ) -> None:
+        """Record a whole answer. `answer` is the masked one, None when `body` is released as it came."""
+        verdict = exchange.verdict
+        level: RecordLevel = "hashes" if verdict is None else verdict.level
+        digest = sha256(body).digest() if body else EMPTY_SHA256
+        seen: Answer | None = answer
+        released, released_digest = body, digest
+        plain: bytes | None = body
+        if answer is not None:
+            released = plain = answer.body
+            released_digest = sha256(released).digest()
+        else:
+            if encoding is not None:
+                plain = self._try_decode(body, encoding, bound)
+            seen = self._watch(exchange, status, headers, plain)
+        if plain is None:
+            recorded, cut = (body, 0) if level == "full" else (None, 0)
+        else:
+            recorded, cut = self.form(level, plain)
+        out.records.append(
+            Result(
+                n=exchange.n,
+                outcome="answered",
+                status=status,
+                head=recorded_response(headers, self.credentials),
+                body=recorded,
+                sha256=digest,
+                bytes=len(body),
+                released_sha256=released_digest,
+                released_bytes=len(released),
+                ids=seen.ids if seen is not None else (),
+                rows=seen.rows if seen is not None else 0,
+                vectors_cut=cut,
+                masks=seen.masks if seen is not None else (),
+            )
+        )
+
+    def _watch(self, exchange: Exchange, status: int, headers: Headers, body: bytes | None) -> Answer | None:
+        if not exchange.route.answer_rows or not body or not 200 <= status < 300:
+            return None
+        if exchange.request is None or exchange.operation is None:
+            return None
+        return self._engine.observe(exchange.request, exchange.operation, Response(status, headers, body))
+
+    @staticmethod
+    def _try_decode(body: bytes, encoding: str, bound: int) -> bytes | None:
+        try:
+            return decode_body(body, encoding, bound)
+        except ProtocolError:
+            return None
+
+
+def denied(verdict: Verdict, message: str) -> Verdict:
+    """`verdict` turned into a refusal that no rule of the policy made (the request cannot be read)."""
+    return replace(verdict, outcome="deny", rule=None, where=None, message=message)

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP/1.1 in normal form: the only bytes that enforce sends to a database or a client.
+
+Owns serialisation and what of a head is recorded. Hop-by-hop fields, the client's framing and headers
+that override the request line never pass; a name or value that could break a line is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from http import HTTPStatus
+
+from agent.protocols.http import Headers, Request, Response
+from agent.protocols.http1_head import HOP_BY_HOP, RequestHead
+from agent.protocols.session import ProtocolError
+from agent.protocols.target import Target, encode_query
+from policy.model import Verdict
+
+CREDENTIALS = frozenset(
+    {"authorization", "proxy-authorization", "cookie", "set-cookie", "api-key", "x-api-key", "x-chroma-token"}
+)
+"""Never recorded, whatever the engine."""
+
+_OVERRIDES = frozenset(
+    {
+        "x-http-method-override",
+        "x-http-method",
+        "x-method-override",
+        "x-original-url",
+        "x-rewrite-url",
+        "x-original-method",
+        "x-forwarded-prefix",
+    }
+)
+REQUEST_DROPS = HOP_BY_HOP | _OVERRIDES | {"host", "content-length", "expect"}
+READ_DROPS = frozenset(
+    {
+        "accept-encoding",
+        "range",  # a part of an answer cannot be masked, and 304 would tell of an answer that is
+        "if-range",
+        "if-match",
+        "if-none-match",
+        "if-modified-since",
+        "if-unmodified-since",
+    }
+)
+"""Dropped besides when the answer must be read."""
+
+RESPONSE_DROPS = HOP_BY_HOP | {"content-length"}
+CHANGED_DROPS = frozenset(
+    {
+        "content-encoding",
+        "etag",
+        "last-modified",
+        "content-md5",
+        "digest",
+        "content-digest",
+        "repr-digest",
+        "accept-ranges",
+        "content-range",
+    }
+)
+"""Dropped besides from an answer that is not released as the database made it."""
+
+CHUNKED = "transfer-encoding: chunked\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_LINE_SAFE = re.compile(r"[\t\x20-\x7e\x80-\xff\r\n]*")
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+_NOT_NOMINATED = frozenset(
+    {
+        "host",
+        "content-length",
+        "content-type",
+        "content-encoding",
+        "transfer-encoding",
+        "expect",
+        "accept-encoding",
+    }
+)
+
+
+def check_nominated(names: frozenset[str], credentials: frozenset[str]) -> None:
+    """Refuse a Connection header that would take away a header which is judged (RFC 9110 section 7.6.1)."""
+    wrong = names & (_NOT_NOMINATED | credentials)
+    if wrong:
+        raise ProtocolError("connection-nominates", f"Connection names the header {min(wrong)}")
+
+
+def request_head(
+    request: Request, target: Target, host: str, drops: Iterable[frozenset[str]], extra: Headers, framing: str
+) -> bytes:
+    """Head of a forwarded request. `target` is the parsed one: its query form is used when unchanged."""
+    query = target.encoded if request.query is target.query else encode_query(request.query)
+    path = request.path
+    if not path.isascii() or not path.isprintable() or " " in path:
+        raise ProtocolError("normal-form", "the request path cannot be written in normal form", "server")
+    mark = "?" if query else ""
+    first = f"{request.method} {path}{mark}{query} HTTP/1.1\r\nhost: {host}\r\n"
+    dropped = frozenset().union(*drops)
+    return _join(first, request.headers, dropped, extra, framing)
+
+
+def response_head(
+    status: int, phrase: str, headers: Headers, dropped: frozenset[str], extra: Headers, framing: str
+) -> bytes:
+    """Head of a released answer."""
+    return _join(f"HTTP/1.1 {status} {phrase}\r\n", headers, dropped, extra, framing)
+
+
+def own_response(response: Response, close: bool, head_only: bool) -> list[bytes]:
+    """An answer of our own making (a refusal), as bytes."""
+    framing = f"content-length: {len(response.body)}\r\n"
+    if close:
+        framing += "connection: close\r\n"
+    phrase = _PHRASES.get(response.status, "")
+    head = response_head(response.status, phrase, response.headers, RESPONSE_DROPS, (), framing)
+    return [head] if head_only or not response.body else [head, response.body]
+
+
+def chunk_frame(data: bytes) -> list[bytes]:
+    """`data` as one chunk, without copying it."""
+    return [f"{len(data):x}\r\n".encode(), data, b"\r\n"]
+
+
+def notices(verdict: Verdict) -> Headers:
+    """What the verdict tells the client in headers: clamps in force, and rules in warn."""
+    if not verdict.clamps and not verdict.hits:
+        return ()
+    told: list[tuple[str, str]] = []
+    if verdict.clamps:
+        told.append(
+            ("x-vecward-clamped", ", ".join([f"{limit.name}={limit.value}" for limit in verdict.clamps]))
+        )
+    for hit in verdict.hits:
+        if hit.mode == "warn":
+            told.append(("x-vecward-warning", _visible(f"{hit.rule}: {hit.message}")))
+    return tuple(told)
+
+
+def recorded_request(
+    head: RequestHead, target: Target, request: Request, credentials: frozenset[str]
+) -> dict[str, str]:
+    """The request head as evidence keeps it."""
+    kept = _recorded(head.headers, credentials)
+    return {"method": request.method, "path": target.path, "query": target.encoded, **kept}
+
+
+def recorded_response(headers: Headers, credentials: frozenset[str]) -> dict[str, str]:
+    """An answer's head as evidence keeps it."""
+    return _recorded(headers, credentials)
+
+
+def _recorded(headers: Headers, credentials: frozenset[str]) -> dict[str, str]:
+    kept = dict(headers)
+    if len(kept) != len(headers):  # a name twice: keep every value
+        kept.clear()
+        for name, value in headers:
+            kept[name] = f"{kept[name]}, {value}" if name in kept else value
+    for name in credentials & kept.keys():
+        del kept[name]
+    return kept
+
+
+def _join(first: str, headers: Headers, dropped: frozenset[str], extra: Headers, framing: str) -> bytes:
+    lines = [f"{name}: {value}\r\n" for name, value in headers if name not in dropped]
+    for name, value in extra:
+        lines.append(f"{name}: {value}\r\n")
+    text = f"{first}{''.join(lines)}{framing}\r\n"
+    # Every line we put in ends with one CRLF; any other line end would come out of a value.
+    if (
+        text.count("\n") != len(lines) + first.count("\n") + framing.count("\n") + 1
+        or _LINE_SAFE.fullmatch(text) is None
+    ):
+        raise ProtocolError("normal-form", "a header value cannot be written in normal form", "server")
+    return text.encode("latin-1")
+
+
+def _visible(text: str) -> str:
+    return re.sub(r"[^\x20-\x7e]", "?", text)[:512]

@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An HTTP/1.1 connection in observe: every byte passes as it came; the parser only looks.
+
+Owns the tap on both directions. Bias: never break a client. Bytes do not go through the parser: they wait
+beside it (a request until its `Intent` is made, an answer not at all) and are forwarded verbatim. Whatever
+goes wrong in the tap, our own bugs included, turns the connection opaque with all its bytes.
+
+No request of ours is sent here: a look-up could meet a server that closes after it, and the client would
+notice. A name that no passing answer has told is judged as ``*``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+
+from agent.protocols.http import Engine, Lookup, Refusal, Request
+from agent.protocols.http1_answer import Arriving
+from agent.protocols.http1_body import BodyReader, ChunkedBody, CloseBody, LengthBody
+from agent.protocols.http1_exchange import Exchange, Recorder
+from agent.protocols.http1_form import own_response, recorded_response
+from agent.protocols.http1_head import HeadBuffer, parse_request_head, parse_response_head
+from agent.protocols.opaque import OpaqueSession, Tally
+from agent.protocols.session import Bounds, Judge, Output, ProtocolError, Result
+from agent.protocols.target import parse_target
+from policy.model import Operation, Verdict
+
+MAX_WAITING = 64  # pipelined requests without an answer; beyond it the connection is relayed unread
+
+
+class Http1Tap:
+    """`Session` for one HTTP/1.1 connection of a guard in observe."""
+
+    def __init__(self, engine: Engine, judge: Judge, guard: str, bounds: Bounds | None = None) -> None:
+        self._engine = engine
+        self._judge = judge
+        self._bounds = bounds if bounds is not None else Bounds()
+        self._recorder = Recorder(engine, guard)
+        self._opaque: OpaqueSession | None = None
+        self._unsent: deque[bytes] = deque()  # client bytes as they came, not forwarded yet
+        self._cleared = 0  # of those, how many may go
+        self._heads = HeadBuffer(self._bounds, "client")
+        self._answer_heads = HeadBuffer(self._bounds, "server")
+        self._reader: BodyReader | None = None
+        self._current: Exchange | None = None  # its request is not whole
+        self._waiting: deque[Exchange] = deque()  # their answers are not whole, in order
+        self._arriving: Arriving | None = None
+        self._count = 0
+        self._ended: set[str] = set()
+
+    @property
+    def protocol(self) -> str:
+        return "http1"
+
+    @property
+    def tally(self) -> Tally | None:
+        """What passed unread, once the connection has turned opaque."""
+        return self._opaque.tally if self._opaque is not None else None
+
+    def client_data(self, data: bytes) -> Output:
+        out = Output()
+        if self._opaque is not None:
+            self._opaque.pass_client(out, data)
+            return out
+        self._unsent.append(data)
+        try:
+            self._read_client(out, data)
+        except ProtocolError as error:
+            self._turn_opaque(out, error.reason)
+        except Exception as error:  # our bug must not become the client's
+            self._turn_opaque(out, f"tap failed: {type(error).__name__}")
+        self._forward(out)
+        return out
+
+    def server_data(self, data: bytes) -> Output:
+        out = Output()
+        if self._opaque is not None:
+            self._opaque.pass_server(out, data)
+            return out
+        try:
+            self._read_server(out, data)
+        except ProtocolError as error:
+            self._turn_opaque(out, error.reason)
+        except Exception as error:
+            self._turn_opaque(out, f"tap failed: {type(error).__name__}")
+        out.to_client.append(data)
+        self._forward(out)
+        return out
+
+    def client_eof(self) -> Output:
+        out = Output()
+        if self._opaque is None and self._unsent:
+            self._turn_opaque(out, "the client closed inside a request")
+        self._forward(out)
+        self._end(out, "client")
+        return out
+
+    def server_eof(self) -> Output:
+        out = Output()
+        if self._opaque is None:
+            arriving = self._arriving
+            if arriving is not None and arriving.reader is not None and arriving.reader.end():
+                try:
+                    self._complete(out, self._waiting.popleft(), arriving)
+                except Exception as error:
+                    self._turn_opaque(out, f"tap failed: {type(error).__name__}")
+            self._abort_all(out, "the database closed before the end of its answer")
+        self._forward(out)
+        self._end(out, "server")
+        return out
+
+    def abandon(self, reason: str) -> Output:
+        out = Output()
+        self._abort_all(out, reason)
+        return out
+
+    def refuse_all(self, message: str) -> Output:
+        out = self.abandon(message)
+        if self._count == 0 and self._opaque is None:
+            out.to_client += own_response(self._engine.refuse(403, "refused", message, None), True, False)
+            out.close = "both"
+        else:
+            out.close = "reset"
+        return out
+
+    def _end(self, out: Output, side: str) -> None:
+        self._ended.add(side)
+        if len(self._ended) == 2:
+            out.close = "both"
+        else:
+            out.close = "client-eof" if side == "client" else "server-eof"
+
+    def _abort_all(self, out: Output, reason: str) -> None:
+        for exchange in self._waiting:
+            self._recorder.abort(out, exchange, reason)
+        if self._current is not None and self._current.sent and self._current not in self._waiting:
+            self._recorder.abort(out, self._current, reason)
+        self._waiting.clear()
+        self._current = None
+        self._arriving = None
+
+    def _turn_opaque(self, out: Output, reason: str) -> None:
+        self._abort_all(out, f"relayed unread: {reason}")
+        self._opaque = OpaqueSession(reason, "http1")
+        self._opaque.announce(out)
+        self._heads.drop()
+        self._answer_heads.drop()
+
+    def _forward(self, out: Output) -> None:
+        """Forward the client's own bytes: those that are judged, or all when nothing is read any more."""
+        unsent = self._unsent
+        while unsent and (self._cleared > 0 or self._opaque is not None):
+            piece = unsent.popleft()
+            if self._cleared >= len(piece):
+                self._cleared -= len(piece)
+                out.to_server.append(piece)
+            elif self._cleared > 0:
+                out.to_server.append(piece[: self._cleared])
+                unsent.appendleft(piece[self._cleared :])
+                self._cleared = 0
+            elif self._opaque is not None:
+                self._opaque.pass_client(out, piece)
+
+    # Requests.
+
+    def _read_client(self, out: Output, data: bytes) -> None:
+        while data:
+            exchange, reader = self._current, self._reader
+            if exchange is None:
+                got = self._heads.take(data)
+                if got is None:
+                    return
+                data, end = got
+                self._begin(out, data[:end])
+                data = data[end:]
+                continue
+            if reader is None:
+                raise RuntimeError("a body is read without framing")
+            pieces, rest = reader.feed(data)
+            used = len(data) - len(rest)
+            data = rest
+            self._take_pieces(out, exchange, pieces, used)
+            if reader.done:
+                if not exchange.sent:
+                    self._judge_whole(out, exchange)
+                self._current = self._reader = None
+
+    def _begin(self, out: Output, data: bytes) -> None:
+        head = parse_request_head(data, self._bounds)
+        if head.method == "CONNECT":
+            raise ProtocolError("connect", "CONNECT makes the connection a tunnel")
+        if len(self._waiting) >= MAX_WAITING:
+            raise ProtocolError("pipelined", f"more than {MAX_WAITING} requests wait for their answers")
+        self._count += 1
+        exchange = Exchange(self._count, head, size=len(data))
+        try:
+            exchange.target = target = parse_target(head.target, head.host, head.method)
+            exchange.request = Request(head.method, target.path, target.segments, target.query, head.headers)
+            exchange.route = self._engine.route(exchange.request)
+        except ProtocolError as error:  # the framing is sound, only what is asked is not
+            exchange.request = Request(head.method, head.target, (), (), head.headers)
+            exchange.target = replace(exchange.target, path=head.target)
+            self._cannot_tell(exchange, error.message)
+        if head.chunked:
+            self._reader = ChunkedBody(self._bounds, "client")
+        elif head.length:
+            self._reader = LengthBody(head.length)
+        else:
+            self._judge_whole(out, exchange)
+            return
+        self._current = exchange
+        if head.expect or (head.length or 0) > self._held_bound(exchange):
+            self._judge_head(out, exchange)
+
+    def _take_pieces(self, out: Output, exchange: Exchange, pieces: list[bytes], used: int) -> None:
+        if exchange.sent:
+            for piece in pieces:
+                self._recorder.piece(out, exchange, "request", piece)
+            self._cleared += used
+            return
+        exchange.size += used
+        exchange.pieces += pieces
+        if exchange.size > self._held_bound(exchange):
+            self._judge_head(out, exchange)
+
+    def _held_bound(self, exchange: Exchange) -> int:
+        reads = exchange.route.reads_body and not exchange.route.streamable
+        return self._bounds.body if reads else self._bounds.stream_above
+
+    def _judge_whole(self, out: Output, exchange: Exchange) -> None:
+        body = b"".join(exchange.pieces)
+        exchange.pieces = []
+        if body and exchange.request is not None:
+            exchange.request = replace(exchange.request, body=body)
+        if exchange.verdict is None:
+            self._decide(exchange)
+        self._send(out, exchange, body)
+
+    def _judge_head(self, out: Output, exchange: Exchange) -> None:
+        """The body is not waited for: judge by the head, and record the body in pieces."""
+        if exchange.verdict is None:
+            if exchange.route.reads_body and not exchange.route.streamable:
+                self._cannot_tell(exchange, "the body was not read")
+            else:
+                self._decide(exchange)
+        self._send(out, exchange, None)
+        pieces, exchange.pieces = exchange.pieces, []
+        for piece in pieces:
+            self._recorder.piece(out, exchange, "request", piece)
+
+    def _send(self, out: Output, exchange: Exchange, body: bytes | None) -> None:
+        self._recorder.intent(out, exchange, body)
+        self._cleared += exchange.size
+        exchange.sent = True
+        self._waiting.append(exchange)
+
+    def _decide(self, exchange: Exchange) -> None:
+        request = exchange.request
+        if request is None:
+            raise RuntimeError("a request is judged before it is read")
+        try:
+            operation = self._engine.operation(request, exchange.route)
+        except Refusal as refusal:
+            self._cannot_tell(exchange, refusal.message)
+            return
+        if isinstance(operation, Lookup):
+            unresolved = getattr(operation, "unresolved", None)
+            if not isinstance(unresolved, Operation):
+                self._cannot_tell(exchange, f"the name of {operation.key} is not known yet")
+                return
+            operation = unresolved
+        exchange.operation = operation
+        exchange.verdict = self._judge(operation)
+
+    def _cannot_tell(self, exchange: Exchange, message: str) -> None:
+        size = len(exchange.request.body or b"") if exchange.request is not None else 0
+        exchange.operation = operation = self._recorder.unreadable(exchange, size)
+        verdict: Verdict = self._judge(operation)
+        exchange.verdict = replace(verdict, message=message)
+
+    # Answers.
+
+    def _read_server(self, out: Output, data: bytes) -> None:
+        while data:
+            if not self._waiting:
+                raise ProtocolError("unsolicited", "the database sent bytes that answer no request", "server")
+            exchange, arriving = self._waiting[0], self._arriving
+            if arriving is None:
+                got = self._answer_heads.take(data)
+                if got is None:
+                    return
+                data, end = got
+                arriving = self._begin_answer(exchange, data[:end])
+                data = data[end:]
+                if arriving is None:
+                    continue
+            if arriving.reader is not None and data and not arriving.reader.done:
+                pieces, data = arriving.reader.feed(data)
+                self._keep(out, exchange, arriving, pieces)
+            if arriving.reader is None or arriving.reader.done:
+                self._waiting.popleft()
+                self._complete(out, exchange, arriving)
+
+    def _begin_answer(self, exchange: Exchange, data: bytes) -> Arriving | None:
+        head = parse_response_head(data, self._bounds)
+        if head.status == 101:
+            raise ProtocolError("upgrade", "the connection changed its protocol", "server")
+        if head.status < 200:
+            return None
+        reader: BodyReader | None = None
+        if not exchange.head_only and head.status not in (204, 304):
+            if head.chunked:
+                reader = ChunkedBody(self._bounds, "server")
+            elif head.length is None:
+                reader = CloseBody()
+            elif head.length:
+                reader = LengthBody(head.length)
+        self._arriving = arriving = Arriving(head, reader)
+        return arriving
+
+    def _keep(self, out: Output, exchange: Exchange, arriving: Arriving, pieces: list[bytes]) -> None:
+        """Keep a copy for the record; what is released before the whole is known leaves its hash first."""
+        for piece in pieces:
+            arriving.size += len(piece)
+            arriving.rolling.update(piece)
+        whole = arriving.reader is not None and arriving.reader.done
+        if not whole or arriving.passed:
+            for piece in pieces:
+                self._recorder.piece(out, exchange, "response", piece)
+            arriving.passed = True
+        bound = self._bounds.body if exchange.route.answer_rows else self._bounds.stream_above
+        if arriving.size > bound:
+            arriving.pieces = []
+        else:
+            arriving.pieces += pieces
+
+    def _complete(self, out: Output, exchange: Exchange, arriving: Arriving) -> None:
+        self._arriving = None
+        head, body = arriving.head, b"".join(arriving.pieces)
+        if len(body) == arriving.size:
+            self._recorder.answered(
+                out, exchange, head.status, head.headers, body, head.encoding, self._bounds.body, None
+            )
+            result = out.records[-1]
+            full = exchange.verdict is not None and exchange.verdict.level == "full"
+            if full and arriving.passed and isinstance(result, Result):
+                result.body = None  # it is in the chunks
+            return
+        digest = arriving.rolling.digest()
+        names = self._recorder.credentials
+        out.records.append(
+            Result(
+                n=exchange.n,
+                outcome="answered",
+                status=head.status,
+                head=recorded_response(head.headers, names),
+                body=None,
+                sha256=digest,
+                bytes=arriving.size,
+                released_sha256=digest,
+                released_bytes=arriving.size,
+            )
+        )
