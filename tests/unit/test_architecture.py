@@ -21,10 +21,10 @@ LONGER: dict[str, str] = {}
 # Packages whose code is bytes and values in, values out.
 PURE = ("policy", "agent.protocols", "agent.engines")
 IMPURE = (
-    "asyncio", "concurrent", "ctypes", "fcntl", "glob", "http.client", "http.server", "io", "logging", "mmap",
-    "multiprocessing", "os", "pathlib", "psutil", "pyroute2", "random", "sched", "secrets", "select", "selectors",
-    "shutil", "signal", "socket", "socketserver", "sqlite3", "ssl", "subprocess", "sys", "tempfile", "threading",
-    "time", "urllib.request", "uvloop", "warnings",
+    "asyncio", "concurrent", "ctypes", "fcntl", "glob", "http.client", "http.server", "io", "logging",
+    "mmap", "multiprocessing", "os", "pathlib", "psutil", "pyroute2", "random", "sched", "secrets", "select",
+    "selectors", "shutil", "signal", "socket", "socketserver", "sqlite3", "ssl", "subprocess", "sys",
+    "tempfile", "threading", "time", "urllib.request", "uvloop", "warnings",
 )  # fmt: skip
 
 # What a package of ours may import of ours. One that is not named may import anything of ours but tests.
