@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The interpreters of real databases and their clients, each in a venv of its own.
 
-Owns the way from a name to an interpreter: ``python("chroma")`` is that of
-tests/servers/requirements-chroma.txt, made by
-packaging/dev/venv when it is not there yet (`make test` and `make demo` make all of them first). The venvs are
-readable by every user, so a client may run as any.
+Owns the way from a name to an interpreter: ``python("chroma")`` is that of the lock file
+tests/servers/requirements-chroma.txt. packaging/dev/venv makes the venv when it is not there yet (`make test`
+and `make demo` make all of them first). Venvs are readable by every user, so a client may run as any.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ def python(name: str) -> Path:
     lock = ROOT / "tests" / "servers" / f"requirements-{name}.txt"
     if not lock.exists():
         raise NoVenv(f"there is no {lock.relative_to(ROOT)}")
-    command = [ROOT / "packaging" / "dev" / "venv", name, lock]
+    command = [str(ROOT / "packaging" / "dev" / "venv"), name, str(lock)]
     try:
         made = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
