@@ -33,6 +33,8 @@ from agent.evidence.frames import (
 MAGIC = b"VWB1"
 HEADER = struct.Struct(">4sBBHIIIIQ32s")
 """magic, kind, codec, zero, stored, head_stored, head_raw, count, first, chain: 64 bytes, big-endian."""
+_COVERED = struct.Struct(">4sBBHIIIIQ")
+_PLACE = struct.Struct(">QI")
 COVERED = 32  # header bytes that the block digest covers: everything before the chain value
 
 KIND_DATA = 1  # frames of sessions; the head may be compressed
@@ -110,14 +112,13 @@ def genesis(stream: str) -> bytes:
 
 def chain(previous: bytes, first: int, count: int, digest: bytes) -> bytes:
     """The chain value after a block. `digest` covers its header fields and its stored payload."""
-    return hashlib.sha256(previous + first.to_bytes(8, "big") + count.to_bytes(4, "big") + digest).digest()
+    return hashlib.sha256(previous + _PLACE.pack(first, count) + digest).digest()
 
 
 def covered_header(
     kind: int, codec: int, stored: int, head_stored: int, head_raw: int, count: int, first: int
 ) -> bytes:
-    packed = HEADER.pack(MAGIC, kind, codec, 0, stored, head_stored, head_raw, count, first, b"")
-    return packed[:COVERED]
+    return _COVERED.pack(MAGIC, kind, codec, 0, stored, head_stored, head_raw, count, first)
 
 
 def parse_header(data: bytes, offset: int) -> BlockHeader:

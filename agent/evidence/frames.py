@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The frames of evidence: every struct that a stream or the ledger consists of.
 
-Values only: ``blocks`` turns them into bytes and back. docs/evidence-format.md is these two modules in prose.
-Fields are added, never renamed or given a new meaning; a reader must take what it does not know in its stride.
+Values only: ``blocks`` turns them into bytes and back. docs/evidence-format.md is both in prose. Fields are
+added, never renamed or given a new meaning; a reader must take what it does not know in its stride.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class SegmentFrame(Frame, tag="segment"):
 
 
 class RecoveredFrame(Frame, tag="recovered"):
-    """A segment ended in a torn tail. Second frame of the next segment, or in the ledger for a dead stream."""
+    """A segment ended in a torn tail. In the next segment's first block, or in the ledger (dead stream)."""
 
     stream: str
     number: int
@@ -89,6 +89,7 @@ class SessionFrame(Frame, tag="session"):
 
     session: str
     card: dict[str, Any]
+    again: bool = False  # repeated at the start of a segment: the session began in an earlier one
 
 
 class SessionEndFrame(Frame, tag="end"):
