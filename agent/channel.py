@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages and descriptors over one connected Unix stream socket.
+
+Owns framing (length, number of descriptors, payload) and nothing of what is said. A frame over its
+bound, a descriptor too many or a message that does not decode ends the channel: the peer is then
+restarted by whoever watches it. Bounds: 32 MiB a message, 64 MiB waiting to be sent.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+MAX_MESSAGE = 32 * 2**20
+MAX_WAITING = 64 * 2**20
+MAX_DESCRIPTORS = 8  # in one received packet
+_HEAD = struct.Struct("<IB")
+
+
+class Channel:
+    """One end. `received(payload, descriptors)` gets each message; `closed(reason)` is called once.
+
+    Who takes descriptors owns them; those of a message that raises are closed here.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        received: Callable[[bytes, list[int]], None],
+        closed: Callable[[str], None],
+    ) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._received = received
+        self._closed = closed
+        self._loop = asyncio.get_running_loop()
+        self._in = bytearray()
+        self._fds: deque[int] = deque()
+        self._out: deque[tuple[bytes, list[int]]] = deque()
+        self._waiting = 0
+        self._writing = False
+        self._open = True
+        self._loop.add_reader(sock.fileno(), self._read)
+
+    @property
+    def is_open(self) -> bool:
+        return self._open
+
+    def peer(self) -> tuple[int, int, int]:
+        """(pid, uid, gid) of the peer as the kernel knows them (SO_PEERCRED)."""
+        raw = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        pid, uid, gid = struct.unpack("3i", raw)
+        return pid, uid, gid
+
+    def send(self, payload: bytes, descriptors: Sequence[int] = ()) -> None:
+        """Queue one message. Descriptors are duplicated: the caller keeps and closes its own."""
+        if not self._open:
+            return
+        if len(payload) > MAX_MESSAGE:
+            raise ValueError(f"a message of {len(payload)} bytes; at most {MAX_MESSAGE}")
+        if self._waiting > MAX_WAITING:
+            self.close(f"more than {MAX_WAITING} bytes wait to be sent")
+            return
+        frame = _HEAD.pack(len(payload), len(descriptors)) + payload
+        self._out.append((frame, [os.dup(fd) for fd in descriptors]))
+        self._waiting += len(frame)
+        if not self._writing:
+            self._write()
+
+    def close(self, reason: str = "closed") -> None:
+        if not self._open:
+            return
+        self._open = False
+        self._loop.remove_reader(self._sock.fileno())
+        if self._writing:
+            self._loop.remove_writer(self._sock.fileno())
+        self._sock.close()
+        for fd in [*self._fds, *(fd for _, fds in self._out for fd in fds)]:
+            os.close(fd)
+        self._fds.clear()
+        self._out.clear()
+        self._closed(reason)
+
+    def _write(self) -> None:
+        while self._out:
+            frame, fds = self._out[0]
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            try:
+                sent = self._sock.sendmsg([frame], ancillary)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                self.close(f"cannot send: {error.strerror}")
+                return
+            for fd in fds:
+                os.close(fd)
+            self._waiting -= sent
+            if sent < len(frame):
+                self._out[0] = (frame[sent:], [])
+            else:
+                self._out.popleft()
+        if bool(self._out) != self._writing:
+            self._writing = bool(self._out)
+            if self._writing:
+                self._loop.add_writer(self._sock.fileno(), self._write)
+            else:
+                self._loop.remove_writer(self._sock.fileno())
+
+    def _read(self) -> None:
+        try:
+            data, fds, flags, _ = socket.recv_fds(self._sock, 262144, MAX_DESCRIPTORS)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.close(f"cannot receive: {error.strerror}")
+            return
+        self._fds.extend(fds)
+        if flags & socket.MSG_CTRUNC:
+            self.close("descriptors were lost")
+            return
+        if not data:
+            self.close("the other side went away")
+            return
+        self._in += data
+        self._deliver()
+
+    def _deliver(self) -> None:
+        while self._open and len(self._in) >= _HEAD.size:
+            length, count = _HEAD.unpack_from(self._in)
+            if length > MAX_MESSAGE or count > MAX_DESCRIPTORS:
+                self.close(f"a message of {length} bytes with {count} descriptors; at most {MAX_MESSAGE}")
+                return
+            if len(self._in) < _HEAD.size + length:
+                return
+            if len(self._fds) < count:
+                self.close("a message came without its descriptors")
+                return
+            payload = bytes(self._in[_HEAD.size : _HEAD.size + length])
+            del self._in[: _HEAD.size + length]
+            fds = [self._fds.popleft() for _ in range(count)]
+            try:
+                self._received(payload, fds)
+            except Exception as error:
+                for fd in fds:
+                    with suppress(OSError):
+                        os.close(fd)
+                self.close(f"{type(error).__name__}: {error}")
+                raise

@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The workers as the agent knows them: who they are, what they hold, when they are gone.
+
+Owns the workers' socket, their admission (user, pidfd, cgroup), their slots in the kernel's maps and
+the segments they write to. The cgroup of an admitted worker is what exempts its connections to the
+database, so nothing is released to a worker before its cgroup is checked, and the exemption leaves
+with the last worker of that cgroup. Bias: a worker that cannot be checked is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+import stat
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from agent import messages
+from agent.channel import Channel
+from agent.evidence.segment import SegmentFile, create_segment, is_stream_id, list_segments, new_stream_id
+from agent.kernel.records import MAX_WORKERS
+from agent.messages import (
+    OLDEST,
+    VERSION,
+    Adopt,
+    AgentMessage,
+    Counters,
+    Ended,
+    Hello,
+    Identified,
+    Identify,
+    Kill,
+    Listener,
+    NeedSegment,
+    Present,
+    Refused,
+    Segment,
+    Signed,
+    Snapshot,
+    Welcome,
+)
+from policy.model import Subject
+
+MAX_CONNECTED = MAX_WORKERS * 2  # a generation that drains and one that takes over
+
+
+class Slots(Protocol):
+    """What the crew needs of ``agent/kernel/steering.py``."""
+
+    def exempt(self, cgroup_id: int) -> None: ...
+
+    def unexempt(self, cgroup_id: int) -> None: ...
+
+    def set_listener(self, guard: int, slot: int, fd: int) -> None: ...
+
+    def clear_listener(self, guard: int, slot: int) -> None: ...
+
+
+class Owner(Protocol):
+    """What the crew needs of the keeper."""
+
+    def snapshot(self) -> Snapshot: ...
+
+    def guard_index(self, name: str) -> int | None: ...
+
+    async def identify(self, question: Identify) -> Subject: ...
+
+    def present(self, member: Member, message: Present) -> None: ...
+
+    def joined(self, member: Member) -> None: ...
+
+    def left(self, member: Member) -> None: ...
+
+
+class Unfit(Exception):
+    """This process may not be a worker."""
+
+
+@dataclass(eq=False)
+class Member:
+    """One connected worker."""
+
+    pid: int
+    pidfd: int
+    cgroup: Path
+    cgroup_id: int
+    channel: Channel
+    slot: int = -1
+    generation: str = ""
+    stream: str = ""
+    listening: set[str] = field(default_factory=set)
+    counters: dict[str, int] = field(default_factory=dict)
+    sessions: int = 0
+    draining: bool = False
+
+    def send(self, message: AgentMessage, *descriptors: int) -> None:
+        self.channel.send(messages.encode(message), descriptors)
+
+
+class Crew:
+    """Takes workers in and knows them until they go."""
+
+    def __init__(
+        self,
+        owner: Owner,
+        slots: Slots,
+        *,
+        host: str,
+        boot: str,
+        streams: Path,
+        proxy_uid: int,
+        cgroups: Callable[[Path], bool],
+        cgroup_root: Path,
+    ) -> None:
+        self._owner = owner
+        self._slots = slots
+        self._host, self._boot, self._streams = host, boot, streams
+        self._proxy_uid = proxy_uid
+        self._is_proxy_cgroup = cgroups
+        self._cgroup_root = cgroup_root
+        self.members: dict[int, Member] = {}  # by slot
+        self._connected = 0
+        self._kills: dict[str, list[asyncio.Future[bool]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # -- admission ---------------------------------------------------------------------------------
+
+    def accept(self, sock: socket.socket) -> None:
+        """A connection on the workers' socket."""
+        if self._connected >= MAX_CONNECTED:
+            sock.close()
+            return
+        self._connected += 1
+        member: Member | None = None
+        channel: Channel
+
+        def received(payload: bytes, descriptors: list[int]) -> None:
+            nonlocal member
+            message = messages.decode_worker(payload)
+            if member is None:
+                member = self._admit(channel, message)
+                return
+            self._take(member, message, descriptors)
+
+        def closed(reason: str) -> None:
+            self._connected -= 1
+            if member is not None:
+                self._leave(member)
+
+        channel = Channel(sock, received, closed)
+
+    def _admit(self, channel: Channel, message: messages.WorkerMessage) -> Member | None:
+        try:
+            member = self._check(channel, message)
+        except (Unfit, OSError) as error:
+            print(f"vecward: refused a worker: {error}", file=sys.stderr, flush=True)
+            channel.send(messages.encode(Refused(str(error))))
+            channel.close("refused")
+            return None
+        self.members[member.slot] = member
+        self._slots.exempt(member.cgroup_id)
+        self._provide(member)
+        member.send(self._owner.snapshot())
+        member.send(Welcome(member.stream, self._host, self._boot, member.slot))
+        return member
+
+    def _check(self, channel: Channel, message: messages.WorkerMessage) -> Member:
+        if not isinstance(message, Hello):
+            raise Unfit("its first message was not hello")
+        if not OLDEST <= message.version <= VERSION:
+            raise Unfit(f"it speaks version {message.version}; this agent {OLDEST} to {VERSION}")
+        pid, uid, _ = channel.peer()
+        if uid != self._proxy_uid:
+            raise Unfit(f"it runs as uid {uid}; workers run as {self._proxy_uid}")
+        pidfd = os.pidfd_open(pid)
+        try:
+            cgroup = self._cgroup_of(pid, pidfd)
+            if not self._is_proxy_cgroup(cgroup):
+                raise Unfit(f"pid {pid} is in cgroup {cgroup}, which is not a proxy's")
+            if message.stream is not None and not self._may_resume(message.stream):
+                raise Unfit(f"it claims stream {message.stream!r}, which it cannot have")
+            wanted = [message.slot] if 0 <= message.slot < MAX_WORKERS else []
+            free = next((slot for slot in [*wanted, *range(MAX_WORKERS)] if slot not in self.members), None)
+            if free is None:
+                raise Unfit(f"there are {MAX_WORKERS} workers already")
+            identity = os.stat(cgroup).st_ino
+        except BaseException:
+            os.close(pidfd)
+            raise
+        stream = message.stream or new_stream_id()
+        return Member(pid, pidfd, cgroup, identity, channel, free, message.generation, stream)
+
+    def _cgroup_of(self, pid: int, pidfd: int) -> Path:
+        """The v2 cgroup of a process, read while the pidfd proves that the pid is still that process."""
+        text = Path(f"/proc/{pid}/cgroup").read_text()
+        line = next((x for x in text.splitlines() if x.startswith("0::")), None)
+        if select.select([pidfd], [], [], 0)[0]:
+            raise Unfit(f"pid {pid} ended meanwhile")
+        if line is None or ".." in line:
+            raise Unfit(f"pid {pid} is in no cgroup of the v2 hierarchy")
+        return self._cgroup_root / line.removeprefix("0::").lstrip("/")
+
+    def _may_resume(self, stream: str) -> bool:
+        in_use = any(member.stream == stream for member in self.members.values())
+        return is_stream_id(stream) and not in_use and bool(list_segments(self._streams / stream))
+
+    def _provide(self, member: Member) -> None:
+        """Two segments for a new stream, one spare for one that goes on."""
+        known = list_segments(self._streams / member.stream)
+        self._send_segment(member)
+        if not known:
+            self._send_segment(member)
+
+    def _send_segment(self, member: Member) -> None:
+        folder = self._streams / member.stream
+        known = list_segments(folder)
+        segment: SegmentFile = create_segment(folder, known[-1][0] + 1 if known else 1)
+        try:
+            member.send(Segment(member.stream, segment.number), segment.fd)
+        finally:
+            segment.close()
+
+    # -- messages ----------------------------------------------------------------------------------
+
+    def _take(self, member: Member, message: messages.WorkerMessage, descriptors: list[int]) -> None:
+        match message:
+            case Identify():
+                self._spawn(self._identify(member, message))
+            case Listener():
+                self._listen(member, message.guard, descriptors)
+            case Present():
+                self._owner.present(member, message)
+            case NeedSegment():
+                self._send_segment(member)
+            case Counters():
+                member.counters, member.sessions = message.values, message.sessions
+            case Ended():
+                self._ended(message)
+            case _:
+                raise TypeError(f"not from a worker: {type(message).__name__}")
+
+    async def _identify(self, member: Member, question: Identify) -> None:
+        subject = await self._owner.identify(question)
+        member.send(Identified(question.id, subject))
+
+    def _listen(self, member: Member, guard: str, descriptors: list[int]) -> None:
+        """Put a worker's listener into its slot. The descriptor is closed here: the worker alone holds it."""
+        try:
+            index = self._owner.guard_index(guard)
+            if index is None or member.draining:
+                return
+            if not stat.S_ISSOCK(os.fstat(descriptors[0]).st_mode):
+                raise Unfit("a listener that is not a socket")
+            self._slots.set_listener(index, member.slot, descriptors[0])
+            member.listening.add(guard)
+        finally:
+            for fd in descriptors:
+                os.close(fd)
+        self._owner.joined(member)
+
+    def sign(self, stream: str, seq: int) -> None:
+        for member in self.members.values():
+            if member.stream == stream:
+                member.send(Signed(seq))
+
+    def broadcast(self, message: AgentMessage) -> None:
+        for member in self.members.values():
+            member.send(message)
+
+    def adopt(self, guard: str, descriptor: int) -> bool:
+        """Give a waiting connection to the worker with the fewest; False when nobody listens for it."""
+        fit = [m for m in self.members.values() if guard in m.listening and not m.draining]
+        if not fit:
+            return False
+        member = min(fit, key=lambda m: m.sessions)
+        member.sessions += 1
+        member.send(Adopt(guard), descriptor)
+        return True
+
+    async def kill(self, session: str, timeout: float = 2.0) -> bool:
+        """Close a session wherever it is; False when no worker has it."""
+        loop = asyncio.get_running_loop()
+        answers = [loop.create_future() for _ in self.members]
+        if not answers:
+            return False
+        self._kills[session] = answers
+        try:
+            self.broadcast(Kill(session))
+            done, _ = await asyncio.wait(answers, timeout=timeout)
+            return any(answer.result() for answer in done)
+        finally:
+            del self._kills[session]
+
+    def _ended(self, message: Ended) -> None:
+        waiting = next((a for a in self._kills.get(message.session, ()) if not a.done()), None)
+        if waiting is not None:
+            waiting.set_result(message.found)
+
+    def _leave(self, member: Member) -> None:
+        if self.members.get(member.slot) is member:
+            del self.members[member.slot]
+            for guard in member.listening:
+                index = self._owner.guard_index(guard)
+                if index is not None:
+                    self._slots.clear_listener(index, member.slot)
+        with suppress(OSError):
+            os.close(member.pidfd)
+        if not any(m.cgroup_id == member.cgroup_id for m in self.members.values()):
+            self._slots.unexempt(member.cgroup_id)
+        self._owner.left(member)
+
+    def close(self) -> None:
+        for member in list(self.members.values()):
+            member.channel.close("the agent stops")
+        for task in self._tasks:
+            task.cancel()
+
+    def _spawn(self, coroutine: object) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

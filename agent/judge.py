@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy as one session meets it: which rules, in which mode, now.
+
+Owns the choice between enforce, observe and off, and nothing of what a rule means. Bias: total. An
+exception in the policy is a deny in enforce (and a bug, reported), an allow in observe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from policy.compile import Bound
+from policy.decide import observed
+from policy.model import Operation, RecordLevel, RecordMode, Subject, Verdict
+
+
+class Rules(Protocol):
+    """What a judge reads at each request: the worker's snapshot of this moment."""
+
+    @property
+    def policy_hash(self) -> str: ...
+
+    def bind(self, subject: Subject, guard: str) -> Bound: ...
+
+    def guard_mode(self, guard: str) -> tuple[bool, bool]:
+        """(enforcing, off)."""
+        ...
+
+    @property
+    def defaults(self) -> tuple[RecordLevel, RecordMode]: ...
+
+    def evidence_stands(self) -> bool:
+        """False when strict rules must deny because the record cannot be written or signed."""
+        ...
+
+
+class SessionJudge:
+    """A `Judge` (agent/protocols/session.py) that follows policy reloads."""
+
+    __slots__ = ("_bound", "_guard", "_hash", "_now", "_report", "_rules", "_subject")
+
+    def __init__(
+        self,
+        rules: Rules,
+        subject: Subject,
+        guard: str,
+        now: Callable[[], float],
+        report: Callable[[BaseException], None],
+    ) -> None:
+        self._rules = rules
+        self._subject = subject
+        self._guard = guard
+        self._now = now
+        self._report = report
+        self._hash = ""
+        self._bound: Bound | None = None
+
+    def __call__(self, operation: Operation) -> Verdict:
+        enforcing, off = self._rules.guard_mode(self._guard)
+        if off:
+            level, mode = self._rules.defaults
+            return Verdict("allow", None, None, "the guard is off", self._rules.policy_hash, level=level, mode=mode)
+        try:
+            verdict = self._current().decide(operation, self._now())
+            if not enforcing:
+                return observed(verdict, operation)
+        except Exception as error:
+            self._report(error)
+            outcome = "deny" if enforcing else "allow"
+            return Verdict(outcome, None, None, "the policy could not be evaluated", self._rules.policy_hash)  # type: ignore[arg-type]
+        if verdict.mode != "best-effort" and verdict.outcome == "allow" and not self._rules.evidence_stands():
+            message = "the evidence cannot be written or signed, and the rules say strict"
+            return Verdict("deny", None, None, message, self._rules.policy_hash, mode="best-effort")
+        return verdict
+
+    def reads_body(self, operation: Operation) -> bool:
+        try:
+            return self._current().reads_body(operation)
+        except Exception as error:
+            self._report(error)
+            return True
+
+    def has_rights(self) -> bool:
+        """Whether any rule could still allow this subject something (else its session is closed)."""
+        return self._current().has_rights(self._now())
+
+    def _current(self) -> Bound:
+        if self._bound is None or self._hash != self._rules.policy_hash:
+            self._bound = self._rules.bind(self._subject, self._guard)
+            self._hash = self._rules.policy_hash
+        return self._bound

@@ -1,0 +1,466 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent: keeps the kernel's maps, the policy, the workers and the ledger in step.
+
+Owns nothing a stranger wrote: no client byte comes here. It holds what workers must not have: BPF maps,
+policy files, signing keys. Bias: a configuration, policy or key that is not right stops the start, and
+at a reload leaves everything as it was; a check that cannot be made is a refusal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+
+from agent import confine
+from agent.config import Config, ConfigError, load_config
+from agent.control import Caller, Command, ControlError, ControlServer
+from agent.credentials import read_credential
+from agent.crew import Crew, Member
+from agent.guards import FOREVER, Guards, Reserve, Watched
+from agent.identity.convert import exec_record, kernel_record
+from agent.identity.host import read_host
+from agent.identity.identifier import Identifier, Sources
+from agent.identity.record import ExecRecord, FourTuple, KernelRecord
+from agent.kernel.errors import SteeringError
+from agent.kernel.records import Event, EventKind
+from agent.kernel.steering import Steering
+from agent.messages import Drain, Identify, Present, Settings, Snapshot
+from agent.metrics import MetricsServer, metrics_text
+from agent.notary import Notary
+from agent.rulebook import Rulebook, load_rulebook
+from agent.status import status_document
+from policy.model import Attribution, Subject
+from policy.problem import PolicyError
+
+EPOCH = 1.0  # seconds between checkpoints
+RESYNC_EVERY = 2.0  # listeners and addresses that changed without an event
+
+
+class Keeper:
+    """Implements ``crew.Owner``. One instance a process."""
+
+    def __init__(
+        self,
+        config_file: Path,
+        listener: socket.socket,
+        *,
+        workers: int,
+        proxy_uid: int,
+        proxy_cgroup: Callable[[Path], bool],
+        cgroup_root: Path,
+        notify: Callable[[str], object],
+        stop_drain: float,
+    ) -> None:
+        self._config_file = config_file
+        self._listener = listener
+        self._workers = workers
+        self._notify = notify
+        self._stop_drain = stop_drain
+        self.config: Config = load_config(config_file)
+        self.rulebook: Rulebook = load_rulebook(self.config, time.time())
+        self.rule_problem: str | None = None
+        self.started = time.time()
+        self.steering = Steering(self.config.steer.pins)
+        self.notary = Notary(self.config.evidence)
+        self._hmac_key = self.notary.masking_key()
+        self.crew = Crew(
+            self,
+            self.steering,
+            host=self.notary.host,
+            boot=self.notary.boot,
+            streams=self.notary.streams,
+            proxy_uid=proxy_uid,
+            cgroups=proxy_cgroup,
+            cgroup_root=cgroup_root,
+        )
+        self.guards = Guards(self.steering, self.crew.adopt)
+        self._reserve = Reserve(self.guards)
+        self._identifier: Identifier | None = None
+        self._stopping = asyncio.Event()
+        self._ready = False
+        self._version = 0
+        self.bypasses = 0
+        self._off_timers: dict[str, asyncio.TimerHandle] = {}
+
+    # -- crew.Owner --------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        config = self.config
+        settings = Settings(
+            max_body=config.proxy.max_body,
+            max_connections=config.proxy.max_connections,
+            max_connections_per_subject=config.proxy.max_connections_per_subject,
+            first_request=config.proxy.first_request,
+            drain=config.proxy.drain,
+            mode=config.evidence.mode,
+            level=config.evidence.level,
+        )
+        return Snapshot(str(self._version), self.guards.settings(), self.rulebook.encoded, settings, self._hmac_key)
+
+    def guard_index(self, name: str) -> int | None:
+        watched = self.guards.find(name)
+        return None if watched is None else watched.index
+
+    async def identify(self, question: Identify) -> Subject:
+        """Who connected. Never raises: what cannot be known is unattributed, with the reason."""
+        if self._identifier is None:
+            return _nobody("the agent is starting")
+        try:
+            return await self._identifier.identify(
+                question.netns, *question.client, *question.server, want_sha256=question.sha256
+            )
+        except Exception as error:
+            _complain(f"identity: {type(error).__name__}: {error}")
+            return _nobody(f"identity failed: {type(error).__name__}")
+
+    def present(self, member: Member, message: Present) -> None:
+        self.notary.present(member.stream, message.blocks)
+
+    def joined(self, member: Member) -> None:
+        self._reserve.workers_changed(self._is_served, stopping=False)
+        wanted = {w.guard.name for w in self.guards}
+        complete = sum(m.listening >= wanted for m in self.crew.members.values())
+        if not self._ready and complete >= self._workers:
+            self._ready = True
+            self._notify("READY=1\nSTATUS=" + self._one_line())
+
+    def left(self, member: Member) -> None:
+        self.notary.stream_left(member.stream)
+        self._reserve.workers_changed(self._is_served, stopping=self._stopping.is_set())
+
+    def _is_served(self, guard: str) -> bool:
+        return any(guard in m.listening and not m.draining for m in self.crew.members.values())
+
+    # -- identity ----------------------------------------------------------------------------------
+
+    def _sources(self) -> Sources:
+        steering = self.steering
+
+        def lookup(netns: int, flow: FourTuple) -> KernelRecord | None:
+            found = steering.take_identity(
+                netns, ip_address(flow.client_addr), flow.client_port, ip_address(flow.server_addr), flow.server_port
+            )
+            return None if found is None else kernel_record(found)
+
+        def candidates(flow: FourTuple) -> list[KernelRecord]:
+            found = steering.candidates(
+                ip_address(flow.client_addr), flow.client_port, ip_address(flow.server_addr), flow.server_port
+            )
+            return [kernel_record(identity) for identity in found]
+
+        def executed(tgid: int, start_ns: int) -> ExecRecord | None:
+            found = steering.process(tgid, start_ns)
+            return None if found is None else exec_record(tgid, start_ns, found)
+
+        return Sources(lookup, candidates, executed)
+
+    # -- configuration and policy ------------------------------------------------------------------
+
+    def _apply(self) -> None:
+        credentials = {
+            guard.name: read_credential(guard, self._config_file.parent) for guard in self.config.guards
+        }
+        self.guards.apply(self.config.guards, credentials)
+        self._version += 1
+
+    def reload(self, who: Mapping[str, Any]) -> dict[str, Any]:
+        """New configuration and policy, or everything as before. Raises ControlError."""
+        try:
+            config = load_config(self._config_file)
+            fixed = _fixed_changes(self.config, config)
+            if fixed:
+                raise ConfigError([f"{self._config_file}: {name} changes with a restart only" for name in fixed])
+            rulebook = load_rulebook(config, time.time())
+        except (ConfigError, PolicyError) as error:
+            self.rule_problem = str(error)
+            _complain(f"reload refused, everything is as before:\n{error}")
+            self.notary.policy(self.rulebook.hash, {}, problem=str(error)[:4096])
+            raise ControlError(f"reload refused, everything is as before:\n{error}", "mend it and reload again") from None
+        modes = {w.guard.name: w.guard.mode for w in self.guards}
+        self.config, self.rulebook, self.rule_problem = config, rulebook, None
+        self._apply()
+        self._record_policy()
+        self.notary.admin("reload", dict(who), {"policy": rulebook.hash})
+        for watched in self.guards:
+            if watched.guard.mode == "enforce" and modes.get(watched.guard.name) != "enforce":
+                self.guards.cut_pre_existing(watched)
+        self.crew.broadcast(self.snapshot())
+        self._reserve.workers_changed(self._is_served, stopping=False)
+        return {"policy": rulebook.hash, "rules": len(rulebook.document.rules), "warnings": list(rulebook.warnings)}
+
+    def _record_policy(self) -> None:
+        sources = {str(file): file.read_text(encoding="utf-8") for file in self.rulebook.files}
+        self.notary.policy(self.rulebook.hash, sources)
+
+    # -- off and on --------------------------------------------------------------------------------
+
+    def switch_off(self, watched: Watched, seconds: float | None, reason: str, who: Mapping[str, Any]) -> None:
+        until = FOREVER if seconds is None else time.time() + seconds
+        watched.off_until, watched.off_reason = until, reason
+        self.guards.publish(watched)
+        detail = {"guard": watched.guard.name, "reason": reason, "seconds": seconds}
+        self.notary.admin("off", dict(who), detail)
+        self._end_off_timer(watched)
+        if seconds is not None:
+            loop = asyncio.get_running_loop()
+            ended = partial(self.switch_on, watched, {"by": "time"})
+            self._off_timers[watched.guard.name] = loop.call_later(seconds, ended)
+        self._push()
+
+    def switch_on(self, watched: Watched, who: Mapping[str, Any]) -> None:
+        if not watched.off:
+            return
+        watched.off_until, watched.off_reason = None, ""
+        self._end_off_timer(watched)
+        self.guards.publish(watched)
+        self.notary.admin("on", dict(who), {"guard": watched.guard.name})
+        # Who connected to the database itself while the guard was off was never judged.
+        self.guards.note_pre_existing()
+        self._push()
+
+    def _end_off_timer(self, watched: Watched) -> None:
+        timer = self._off_timers.pop(watched.guard.name, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _push(self) -> None:
+        self._version += 1
+        self.crew.broadcast(self.snapshot())
+        self._notify("STATUS=" + self._one_line())
+
+    # -- the kernel's word -------------------------------------------------------------------------
+
+    def _read_events(self) -> None:
+        for event in self.steering.read_events():
+            self._take_event(event)
+
+    def _take_event(self, event: Event) -> None:
+        watched = self.guards.at(event.guard)
+        detail = {
+            "kind": event.kind.name.lower(),
+            "guard": watched.guard.name if watched else None,
+            "client": [str(event.flow.saddr), event.flow.sport],
+            "server": [str(event.flow.daddr), event.flow.dport],
+            "boottime": event.at,
+        }
+        identity = self.steering.take_identity(
+            event.flow.netns, event.flow.saddr, event.flow.sport, event.flow.daddr, event.flow.dport
+        )
+        if identity is not None:
+            detail |= {"pid": identity.tgid, "uid": identity.uid, "comm": identity.comm}
+        self.notary.bypass(detail)
+        if event.kind is EventKind.BYPASS:
+            self.bypasses += 1
+            _complain(f"bypass: {detail['client']} reached {detail['server']} without the proxy")
+            if watched is not None and watched.guard.mode == "enforce" and not watched.off:
+                self._destroy(event)
+
+    def _destroy(self, event: Event) -> None:
+        from agent.kernel import sockdiag
+
+        for one in sockdiag.connections(event.flow.dport):
+            if (one.remote, one.remote_port) == (event.flow.saddr, event.flow.sport):
+                with contextlib.suppress(OSError):
+                    sockdiag.destroy(one)
+
+    # -- commands ----------------------------------------------------------------------------------
+
+    def commands(self) -> dict[str, Command]:
+        return {
+            "status": Command(self._status),
+            "metrics": Command(self._metrics),
+            "explain": Command(self._explain),
+            "off": Command(self._off, changes=True),
+            "on": Command(self._on, changes=True),
+            "reload": Command(self._reload, changes=True),
+            "kill": Command(self._kill, changes=True),
+        }
+
+    async def _status(self, request: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
+        return {"status": status_document(self)}
+
+    async def _metrics(self, request: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
+        return {"text": metrics_text(status_document(self))}
+
+    async def _reload(self, request: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
+        return self.reload(caller.as_dict())
+
+    def _named(self, request: Mapping[str, Any]) -> list[Watched]:
+        name = request.get("guard")
+        if name is None:
+            return list(self.guards)
+        found = self.guards.find(str(name))
+        if found is None:
+            known = ", ".join(w.guard.name for w in self.guards) or "none"
+            raise ControlError(f"there is no guard {name!r}", f"guards here: {known}")
+        return [found]
+
+    async def _off(self, request: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
+        reason = str(request.get("reason") or "").strip()
+        if not reason or len(reason) > 1000:
+            raise ControlError("a reason is needed, of at most 1000 characters", "--reason TEXT; it is signed in evidence")
+        seconds = request.get("seconds")
+        if seconds is not None and not 1 <= float(seconds) <= 7 * 86400:
+            raise ControlError("--for takes one second to seven days")
+        named = self._named(request)
+        for watched in named:
+            self.switch_off(watched, None if seconds is None else float(seconds), reason, caller.as_dict())
+        return {"guards": [w.guard.name for w in named], "until": None if seconds is None else time.time() + seconds}
+
+    async def _on(self, request: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
+        named = [w for w in self._named(request) if w.off]
+        for watched in named:
+            self.switch_on(watched, caller.as_dict())
+        return {"guards": [w.guard.name for w in named]}
+
+    async def _kill(self, request: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
+        session = str(request.get("session"))
+        if not await self.crew.kill(session):
+            raise ControlError(f"no live session {session!r}", "vecward sessions lists them; an ended one cannot be killed")
+        self.notary.admin("kill", caller.as_dict(), {"session": session})
+        return {"session": session}
+
+    async def _explain(self, request: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
+        """Subject of a live process, for ``policy explain --pid``."""
+        if self._identifier is None:
+            raise ControlError("the agent is starting")
+        raise ControlError("explain by pid is not in this build", "use --session or --who k=v")
+
+    # -- life --------------------------------------------------------------------------------------
+
+    def _one_line(self) -> str:
+        parts = []
+        for watched in self.guards:
+            word = "OFF" if watched.off else watched.guard.mode
+            parts.append(f"{watched.guard.name}: {word}")
+        return f"{len(self.crew.members)} workers; " + ", ".join(parts)
+
+    async def run(self) -> int:
+        """Until SIGTERM. Returns the exit code."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
+        loop.add_signal_handler(signal.SIGINT, lambda: None)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        self.notary.start()
+        self._identifier = Identifier(self._sources(), read_host())
+        self._apply()
+        self.guards.note_pre_existing()
+        self._record_policy()
+        for warning in self.rulebook.warnings:
+            _complain(f"policy: {warning}")
+        control = ControlServer(
+            self.config.control.socket, confine.group_id(self.config.control.read_group), self.commands()
+        )
+        await control.start()
+        metrics = MetricsServer(self.config.metrics.listen, lambda: metrics_text(status_document(self)))
+        await metrics.start()
+        loop.add_reader(self._listener.fileno(), self._accept)
+        loop.add_reader(self.steering.events.fileno(), self._read_events)
+        self._reserve.workers_changed(self._is_served, stopping=False)
+        ticking = [loop.create_task(self._checkpoints()), loop.create_task(self._resync())]
+        await self._stopping.wait()
+        await self._stop(loop, ticking)
+        await control.close()
+        await metrics.close()
+        return 0
+
+    def _hang_up(self) -> None:
+        with contextlib.suppress(ControlError):
+            self.reload({"by": "SIGHUP"})
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        self.crew.accept(sock)
+
+    async def _checkpoints(self) -> None:
+        while True:
+            await asyncio.sleep(EPOCH)
+            try:
+                await self._checkpoint()
+            except OSError as error:
+                _complain(f"checkpoint: {error}")
+
+    async def _checkpoint(self) -> None:
+        signed = await self.notary.checkpoint(self._counters(), self.rulebook.hash)
+        for stream, seq in signed:
+            self.crew.sign(stream, seq)
+
+    def _counters(self) -> dict[str, int]:
+        stats = self.steering.stats()
+        totals: dict[str, int] = {f"kernel_{name}": value for name, value in stats.items()}
+        for member in self.crew.members.values():
+            for name, value in member.counters.items():
+                totals[f"proxy_{name}"] = totals.get(f"proxy_{name}", 0) + value
+        return totals
+
+    async def _resync(self) -> None:
+        while True:
+            await asyncio.sleep(RESYNC_EVERY)
+            try:
+                await asyncio.get_running_loop().run_in_executor(None, self.guards.resync)
+            except (OSError, SteeringError) as error:
+                _complain(f"resync: {error}")
+
+    async def _stop(self, loop: asyncio.AbstractEventLoop, ticking: list[asyncio.Task[None]]) -> None:
+        """Refuse what is new, let exchanges end, take the last frames, write CLOSE."""
+        self._notify("STOPPING=1\nSTATUS=stopping; guards in enforce refuse connections")
+        self._reserve.workers_changed(self._is_served, stopping=True)
+        for member in list(self.crew.members.values()):
+            member.draining = True
+            for guard in member.listening:
+                index = self.guard_index(guard)
+                if index is not None:
+                    self.steering.clear_listener(index, member.slot)
+            member.send(Drain(self._stop_drain))
+        deadline = loop.time() + self._stop_drain + 2
+        while self.crew.members and loop.time() < deadline:
+            await asyncio.sleep(0.02)
+        for task in ticking:
+            task.cancel()
+        await asyncio.gather(*ticking, return_exceptions=True)
+        with contextlib.suppress(OSError):
+            await self._checkpoint()
+        self.notary.close()
+        loop.remove_reader(self._listener.fileno())
+        loop.remove_reader(self.steering.events.fileno())
+        self.crew.close()
+        self.guards.close()
+        if self._identifier is not None:
+            self._identifier.close()
+        self.steering.close()
+        self._listener.close()
+
+
+def _nobody(reason: str) -> Subject:
+    return Subject(Attribution.UNATTRIBUTED, null_reason={"pid": reason})
+
+
+def _fixed_changes(old: Config, new: Config) -> list[str]:
+    """Sections that only a restart can change."""
+    pairs = {
+        "evidence.dir": (old.evidence.dir, new.evidence.dir),
+        "steer": (old.steer, new.steer),
+        "control": (old.control, new.control),
+        "users": (old.users, new.users),
+        "proxy.workers": (old.proxy.workers, new.proxy.workers),
+    }
+    return [name for name, (before, after) in pairs.items() if before != after]
+
+
+def _complain(text: str) -> None:
+    print(f"vecward: {text}", file=sys.stderr, flush=True)
+
+

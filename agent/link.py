@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker's end of the conversation with the agent: connect, hello, ask, and come back.
+
+Owns reconnecting and the questions under way; knows nothing of guards or evidence. Bias: while the
+agent is away nothing is answered from imagination. An identity question waits at most 5 s and then
+fails; the snapshot the worker has stays in force (architecture.md §9).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from agent import messages
+from agent.channel import Channel
+from agent.messages import AgentMessage, Hello, Identified, Identify, WorkerMessage
+from policy.model import Subject
+
+IDENTITY_TIMEOUT = 5.0
+MAX_QUESTIONS = 16_384
+_RETRY = 0.1
+
+
+class AgentGone(Exception):
+    """The agent did not answer in time."""
+
+
+class AgentLink:
+    """Keeps one channel to the agent open. `received` gets every message but Identified."""
+
+    def __init__(
+        self,
+        path: Path,
+        hello: Callable[[], Hello],
+        received: Callable[[AgentMessage, list[int]], None],
+        lost: Callable[[], None],
+    ) -> None:
+        self._path = path
+        self._hello = hello
+        self._received = received
+        self._lost = lost
+        self._channel: Channel | None = None
+        self._questions: dict[int, tuple[Identify, asyncio.Future[Subject]]] = {}
+        self._last = 0
+        self._closing = False
+
+    @property
+    def is_up(self) -> bool:
+        return self._channel is not None
+
+    async def keep(self) -> None:
+        """Connect, and again each time the agent goes away; until `close`."""
+        while not self._closing:
+            gone = asyncio.Event()
+            try:
+                sock = await self._connect()
+            except OSError:
+                await asyncio.sleep(_RETRY)
+                continue
+
+            def closed(reason: str, gone: asyncio.Event = gone) -> None:
+                gone.set()
+
+            self._channel = Channel(sock, self._take, closed)
+            self._send(self._hello())
+            for question, _ in self._questions.values():
+                self._send(question)
+            await gone.wait()
+            self._channel = None
+            if not self._closing:
+                self._lost()
+
+    async def _connect(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, os.fspath(self._path))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def send(self, message: WorkerMessage, *descriptors: int) -> None:
+        """Say something; lost when the agent is away (what matters is said again after hello)."""
+        self._send(message, *descriptors)
+
+    def _send(self, message: WorkerMessage, *descriptors: int) -> None:
+        if self._channel is not None:
+            self._channel.send(messages.encode(message), descriptors)
+
+    async def identify(self, question: Callable[[int], Identify]) -> Subject:
+        """Raises AgentGone after 5 s. Asked again when the agent comes back within them."""
+        if len(self._questions) >= MAX_QUESTIONS:
+            raise AgentGone(f"{MAX_QUESTIONS} identity questions wait already")
+        self._last += 1
+        number = self._last
+        answer: asyncio.Future[Subject] = asyncio.get_running_loop().create_future()
+        asked = question(number)
+        self._questions[number] = (asked, answer)
+        self._send(asked)
+        try:
+            async with asyncio.timeout(IDENTITY_TIMEOUT):
+                return await answer
+        except TimeoutError:
+            raise AgentGone(f"the agent did not say within {IDENTITY_TIMEOUT:.0f} s who connected") from None
+        finally:
+            del self._questions[number]
+
+    def _take(self, payload: bytes, descriptors: list[int]) -> None:
+        message = messages.decode_agent(payload)
+        if isinstance(message, Identified):
+            waiting = self._questions.get(message.id)
+            if waiting is not None and not waiting[1].done():
+                waiting[1].set_result(message.subject)
+            return
+        self._received(message, descriptors)
+
+    def close(self) -> None:
+        self._closing = True
+        if self._channel is not None:
+            self._channel.close("stopping")

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent and its proxy workers say to each other, over one Unix socket.
+
+msgpack, one tagged struct a message. Versioned: a worker of the previous version must still be
+understood, so fields are only ever added, with defaults. Descriptors travel beside a message
+(``agent/channel.py``); a message that carries one says so in its docstring. No message to the agent
+ever holds a client's bytes, no message to a worker ever holds a signing key.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from policy.model import RecordLevel, RecordMode, Subject
+
+VERSION = 1
+OLDEST = 1  # the oldest version that is still spoken
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="type"):
+    pass
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """First message of a worker, also after the agent restarted (then with the stream it has)."""
+
+    version: int
+    pid: int
+    generation: str
+    stream: str | None = None  # None: it needs one
+    slot: int = -1  # the slot it had with the agent before
+
+
+class Listener(Message, frozen=True, tag="listener"):
+    """Worker to agent, with one descriptor: its listening socket for a guard."""
+
+    guard: str
+
+
+class Identify(Message, frozen=True, tag="identify"):
+    id: int
+    guard: str
+    netns: int  # SO_NETNS_COOKIE of the accepted socket
+    client: tuple[str, int]
+    server: tuple[str, int]
+    sha256: bool = False  # a rule or the record asks for the executable's hash
+
+
+class Present(Message, frozen=True, tag="present"):
+    """Blocks written since the last signed one: (first seq, frames, SHA-256 of the stored payload)."""
+
+    blocks: tuple[tuple[int, int, bytes], ...]
+
+
+class NeedSegment(Message, frozen=True, tag="need-segment"):
+    """The worker's spare segment is in use now: send another."""
+
+
+class Counters(Message, frozen=True, tag="counters"):
+    """A worker's counters, once a second; all since its start."""
+
+    values: dict[str, int]
+    sessions: int
+
+
+class Ended(Message, frozen=True, tag="ended"):
+    """The answer to Kill: whether this worker had that session."""
+
+    session: str
+    found: bool
+
+
+WorkerMessage = Hello | Listener | Identify | Present | NeedSegment | Counters | Ended
+
+
+class GuardSettings(msgspec.Struct, frozen=True):
+    """One guard as a worker needs it."""
+
+    name: str
+    index: int
+    engine: str
+    ports: tuple[int, ...]
+    address: str | None
+    mode: Literal["observe", "enforce"]
+    remote: Literal["pass", "judge", "refuse"]
+    off: bool = False
+    credential: tuple[tuple[str, str], ...] = ()  # headers to send upstream; held in memory only
+
+
+class Settings(msgspec.Struct, frozen=True):
+    max_body: int
+    max_connections: int
+    max_connections_per_subject: int
+    first_request: float
+    drain: float
+    mode: RecordMode
+    level: RecordLevel
+
+
+class Snapshot(Message, frozen=True, tag="snapshot"):
+    """All that a worker decides by. Replaces the one before as a whole."""
+
+    version: str  # changes with every change of content
+    guards: tuple[GuardSettings, ...]
+    policy: bytes  # the validated rules (policy.document), compiled by the worker
+    settings: Settings
+    hmac_key: bytes
+
+
+class Segment(Message, frozen=True, tag="segment"):
+    """Agent to worker, with one descriptor: an opened, empty segment of its stream."""
+
+    stream: str
+    number: int
+
+
+class Welcome(Message, frozen=True, tag="welcome"):
+    """The answer to Hello; Segment messages and a Snapshot come before it."""
+
+    stream: str
+    host: str
+    boot: str
+    slot: int = -1
+
+
+class Identified(Message, frozen=True, tag="identified"):
+    id: int
+    subject: Subject
+
+
+class Signed(Message, frozen=True, tag="signed"):
+    """A checkpoint covers the worker's stream up to this frame seq."""
+
+    seq: int
+
+
+class Kill(Message, frozen=True, tag="kill"):
+    session: str
+
+
+class Drain(Message, frozen=True, tag="drain"):
+    """Take no new connection, finish what is under way for so many seconds, then exit."""
+
+    seconds: float
+
+
+class Adopt(Message, frozen=True, tag="adopt"):
+    """Agent to worker, with one descriptor: a connection that waited in the reserve listener."""
+
+    guard: str
+
+
+class Refused(Message, frozen=True, tag="refused"):
+    """The agent does not take this worker (version, user, cgroup). The connection ends."""
+
+    reason: str
+
+
+AgentMessage = Snapshot | Segment | Welcome | Identified | Signed | Kill | Drain | Adopt | Refused
+
+encode = msgspec.msgpack.Encoder().encode
+decode_worker = msgspec.msgpack.Decoder(WorkerMessage).decode
+decode_agent = msgspec.msgpack.Decoder(AgentMessage).decode

@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vecward run``: everything in the foreground, and nothing left behind.
+
+The root process that starts the others, each in a cgroup of its own and without the privilege it does
+not need, starts again what dies, and takes everything down at the end. It opens no network socket,
+parses no client's byte and holds no key. Under systemd the units do what this module does.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agent import confine
+from agent.config import Config, ConfigError
+from agent.kernel.attach import attach, detach, find_cgroup2_root
+from agent.kernel.errors import SteeringError
+
+READY_TIMEOUT = 60.0  # from start to the last listener, on a slow and loaded host
+STOP_TIMEOUT = 15.0
+DRAIN = 5.0  # what a foreground run gives exchanges under way
+RESPAWN_FIRST, RESPAWN_LAST = 0.1, 5.0
+OBJECT = Path(__file__).resolve().parent.parent / "bpf" / "steer.bpf.o"
+
+
+class RunError(Exception):
+    """It cannot start; one line for a person, and a hint."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where this run's processes live and who they are."""
+
+    config_file: Path
+    run_dir: Path
+    base_cgroup: Path
+    agent_uid: int
+    agent_gid: int
+    proxy_uid: int
+    proxy_gid: int
+    cgroup_root: Path
+
+    @property
+    def agent_cgroup(self) -> Path:
+        return self.base_cgroup / "agent"
+
+    @property
+    def proxy_cgroup(self) -> Path:
+        return self.base_cgroup / "proxy"
+
+    @property
+    def worker_socket(self) -> Path:
+        return self.run_dir / "worker.sock"
+
+
+@dataclass
+class _Child:
+    name: str
+    start: Callable[[], int]
+    pid: int = 0
+    started: float = 0.0
+    delay: float = RESPAWN_FIRST
+    due: float = 0.0
+    restarts: int = 0
+
+
+def worker_count(config: Config) -> int:
+    if config.proxy.workers == "auto":
+        return min(64, len(os.sched_getaffinity(0)))
+    return config.proxy.workers
+
+
+@dataclass
+class Supervisor:
+    """Starts, watches and stops. One instance a process."""
+
+    config: Config
+    config_file: Path
+    say: Callable[[str], None] = field(default=lambda line: print(line, flush=True))
+
+    def run(self) -> int:
+        """Until SIGTERM or SIGINT. Raises RunError, ConfigError or SteeringError where it cannot start."""
+        if os.geteuid() != 0:
+            raise RunError("vecward run needs root to attach to the kernel", "run it with sudo; it gives root up at once")
+        self._stopping = 0
+        self._children: list[_Child] = []
+        self._made: list[Path] = []
+        self._attached = False
+        places = self._prepare()
+        try:
+            self._lock(places)
+            self._attach(places)
+            self._install_signals()
+            self._start(places)
+            self._watch()
+            return self._stop()
+        finally:
+            self._clean(places)
+
+    # -- setting up --------------------------------------------------------------------------------
+
+    def _prepare(self) -> Places:
+        root = find_cgroup2_root()
+        point = root if self.config.steer.cgroup == "auto" else self.config.steer.cgroup
+        if not (point / "cgroup.procs").exists():
+            raise RunError(f"{point} is not a cgroup of the v2 hierarchy", "set steer.cgroup, or leave it at auto")
+        agent_uid, agent_gid, _ = confine.user_ids(self.config.users.agent, 0)
+        proxy_uid, proxy_gid, _ = confine.user_ids(self.config.users.proxy, 1)
+        return Places(
+            config_file=self.config_file,
+            run_dir=self.config.control.socket.parent,
+            base_cgroup=point / f"vecward-{os.getpid()}",
+            agent_uid=agent_uid, agent_gid=agent_gid, proxy_uid=proxy_uid, proxy_gid=proxy_gid,
+            cgroup_root=root,
+        )  # fmt: skip
+
+    def _lock(self, places: Places) -> None:
+        """One run a run directory and a pin directory; what a crashed one left is taken away first."""
+        if not places.run_dir.exists():
+            places.run_dir.mkdir(parents=True, mode=0o755)
+            self._made.append(places.run_dir)
+        os.chown(places.run_dir, places.agent_uid, places.agent_gid)
+        self._lock_fd = os.open(places.run_dir / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"another vecward runs with {places.run_dir}", "stop it first, or set control.socket") from None
+        gone = detach(self.config.steer.pins)
+        if gone:
+            self.say(f"vecward: took away what an earlier run left attached ({len(gone)} pins)")
+        for folder in (places.base_cgroup, places.agent_cgroup, places.proxy_cgroup):
+            folder.mkdir()
+            self._made.append(folder)
+        self._make_evidence(places)
+
+    def _make_evidence(self, places: Places) -> None:
+        folder = self.config.evidence.dir
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+            readers = confine.group_id(self.config.control.read_group)
+            os.chown(folder, places.agent_uid, readers if readers is not None else places.agent_gid)
+            folder.chmod(0o2750)
+            for path in folder.rglob("*"):  # users of an earlier run may have been other ids
+                if path.lstat().st_uid != places.agent_uid:
+                    os.chown(path, places.agent_uid, -1, follow_symlinks=False)
+        except OSError as error:
+            raise RunError(f"{folder}: {error.strerror}", "set evidence.dir to a folder that root may write") from None
+
+    def _attach(self, places: Places) -> None:
+        point = places.base_cgroup.parent
+        netns = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            loaded = attach(self.config.steer.pins, point, netns, OBJECT, (places.agent_uid, places.agent_gid))
+        finally:
+            os.close(netns)
+        self._attached = True
+        for program, why in loaded.lost.items():
+            self.say(f"vecward: not loaded: {program}: {why}")
+
+    def _install_signals(self) -> None:
+        self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._asked_to_stop)
+        signal.signal(signal.SIGHUP, self._asked_to_reload)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def _asked_to_stop(self, *_: object) -> None:
+        self._stopping += 1
+
+    def _asked_to_reload(self, *_: object) -> None:
+        agent = self._children[0]
+        if agent.pid:
+            os.kill(agent.pid, signal.SIGHUP)
+
+    # -- children ----------------------------------------------------------------------------------
+
+    def _start(self, places: Places) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notes = ours
+        count = worker_count(self.config)
+        self._children.append(_Child("agent", lambda: self._fork(places.agent_cgroup, lambda: _agent(places, count, theirs))))
+        for number in range(count):
+            self._children.append(
+                _Child(f"proxy {number}", lambda: self._fork(places.proxy_cgroup, lambda: _proxy(places)))
+            )
+        import agent.keeper
+        import agent.worker  # noqa: F401 - loaded once here, shared by every fork
+
+        gc.freeze()
+        for child in self._children:
+            self._spawn(child)
+        deadline = time.monotonic() + READY_TIMEOUT
+        while not self._stopping:
+            if self._read_notes():
+                self.say("vecward: ready")
+                return
+            self._reap()
+            failed = next((c for c in self._children if c.restarts >= 3), None)
+            if failed is not None:
+                raise RunError(f"{failed.name} ends as soon as it starts", "its own message stands above")
+            if time.monotonic() > deadline:
+                raise RunError(f"not ready after {READY_TIMEOUT:.0f} s", "see the messages above")
+            self._sleep(0.2)
+
+    def _fork(self, cgroup: Path, main: Callable[[], int]) -> int:
+        pid = os.fork()
+        if pid:
+            return pid
+        code = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+            (cgroup / "cgroup.procs").write_text("0")
+            os.close(self._lock_fd)
+            code = main()
+        except KeyboardInterrupt:
+            code = 0
+        except BaseException as error:
+            print(f"vecward: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            if os.environ.get("VECWARD_TRACEBACK"):
+                import traceback
+
+                traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def _spawn(self, child: _Child) -> None:
+        child.pid = child.start()
+        child.started = time.monotonic()
+
+    def _reap(self) -> None:
+        now = time.monotonic()
+        for child in self._children:
+            if child.pid:
+                try:
+                    pid, status = os.waitpid(child.pid, os.WNOHANG)
+                except ChildProcessError:
+                    pid, status = child.pid, 0
+                if pid:
+                    self._note_death(child, status, now)
+            elif not self._stopping and now >= child.due:
+                self._spawn(child)
+
+    def _note_death(self, child: _Child, status: int, now: float) -> None:
+        child.pid = 0
+        if self._stopping:
+            return
+        long_enough = now - child.started > 10
+        child.delay = RESPAWN_FIRST if long_enough else min(child.delay * 2, RESPAWN_LAST)
+        child.restarts = 0 if long_enough else child.restarts + 1
+        child.due = now + child.delay
+        code = os.waitstatus_to_exitcode(status)
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        self.say(f"vecward: {child.name} ended ({how}); starting it again in {child.delay:.1f} s")
+
+    def _read_notes(self) -> bool:
+        ready = False
+        while True:
+            try:
+                note = self._notes.recv(4096, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return ready
+            ready = ready or b"READY=1" in note
+
+    def _sleep(self, seconds: float) -> None:
+        select.select([self._wake_r, self._notes], [], [], seconds)
+        with suppress(BlockingIOError):
+            os.read(self._wake_r, 512)
+
+    def _watch(self) -> None:
+        while not self._stopping:
+            self._reap()
+            self._read_notes()
+            due = [c.due for c in self._children if not c.pid]
+            self._sleep(max(0.0, min(due) - time.monotonic()) if due else 3600.0)
+
+    # -- taking down -------------------------------------------------------------------------------
+
+    def _stop(self) -> int:
+        """The agent drains the workers and writes the last checkpoint; then everything goes."""
+        self.say("vecward: stopping")
+        agent = self._children[0] if self._children else None
+        if agent is not None and agent.pid:
+            os.kill(agent.pid, signal.SIGTERM)
+        asked = self._stopping
+        deadline = time.monotonic() + STOP_TIMEOUT
+        while any(c.pid for c in self._children) and time.monotonic() < deadline and self._stopping == asked:
+            self._reap()
+            if agent is not None and not agent.pid:
+                for child in self._children:
+                    if child.pid:
+                        os.kill(child.pid, signal.SIGTERM)
+            self._sleep(0.05)
+        return 0
+
+    def _clean(self, places: Places) -> None:
+        for child in self._children:
+            if child.pid:
+                with suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGKILL)
+                with suppress(ChildProcessError):
+                    os.waitpid(child.pid, 0)
+        if self._attached:
+            detach(self.config.steer.pins)
+            self.say("vecward: detached; the ports reach the database directly")
+        for name in ("worker.sock", "control.sock", "metrics.sock", "lock", self.config.control.socket.name):
+            with suppress(OSError):
+                (places.run_dir / name).unlink()
+        for folder in reversed(self._made):
+            _remove_folder(folder)
+
+
+def _remove_folder(folder: Path) -> None:
+    """A cgroup stays busy for a moment after its last process."""
+    for _ in range(50):
+        try:
+            folder.rmdir()
+            return
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+                return
+            time.sleep(0.02)
+
+
+def _agent(places: Places, workers: int, notes: socket.socket) -> int:
+    import uvloop
+
+    from agent.keeper import Keeper
+
+    confine.raise_open_files()
+    # The workers' socket is made here, before the user changes, so that only the proxy's group opens it.
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    places.worker_socket.unlink(missing_ok=True)
+    listener.bind(os.fspath(places.worker_socket))
+    os.chown(places.worker_socket, places.agent_uid, places.proxy_gid)
+    places.worker_socket.chmod(0o660)
+    listener.listen(128)
+    readers = confine.group_id("vecward-audit")
+    confine.become(
+        places.agent_uid, places.agent_gid, confine.AGENT_CAPABILITIES, (readers,) if readers is not None else ()
+    )
+    confine.forbid_spying()
+    keeper = Keeper(
+        places.config_file,
+        listener,
+        workers=workers,
+        proxy_uid=places.proxy_uid,
+        proxy_cgroup=lambda path: path == places.proxy_cgroup,
+        cgroup_root=places.cgroup_root,
+        notify=lambda text: notes.send(text.encode(), socket.MSG_DONTWAIT) and None,
+        stop_drain=DRAIN,
+    )
+    return uvloop.run(keeper.run())
+
+
+def _proxy(places: Places) -> int:
+    import uvloop
+
+    from agent.worker import Worker
+
+    confine.raise_open_files()
+    confine.become(places.proxy_uid, places.proxy_gid, frozenset())
+    return uvloop.run(Worker(places.worker_socket, generation="run").run())
+
+
+__all__ = ["ConfigError", "Places", "RunError", "SteeringError", "Supervisor", "worker_count"]

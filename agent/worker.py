@@ -1,0 +1,486 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A proxy worker: the process that meets strangers' bytes, and holds nothing worth stealing but them.
+
+Owns its listeners, its relays and its evidence stream. Reads no file, opens no path but the agent's
+socket, starts no child, has no capability. It decides by the last snapshot the agent pushed. Bias: a
+guard in enforce refuses whom it cannot identify or record; a guard in observe never breaks a client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import struct
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agent.card import session_card
+from agent.engines import make_engine
+from agent.evidence.recorder import Presented, Recorder
+from agent.evidence.segment import SegmentFile
+from agent.judge import SessionJudge
+from agent.link import AgentGone, AgentLink
+from agent.messages import (
+    VERSION,
+    Adopt,
+    AgentMessage,
+    Counters,
+    Drain,
+    Ended,
+    GuardSettings,
+    Hello,
+    Identify,
+    Kill,
+    Listener,
+    NeedSegment,
+    Present,
+    Refused,
+    Segment,
+    Signed,
+    Snapshot,
+    Welcome,
+)
+from agent.protocols.choose import open_session
+from agent.protocols.http import Engine
+from agent.protocols.session import Bounds, Session
+from agent.relay import ClientSide, Refuse, Relay, address_of
+from policy.combine import RecordDefaults
+from policy.compile import Bound, Policy, decode_rules
+from policy.model import Attribution, RecordLevel, RecordMode, Subject
+
+SO_NETNS_COOKIE = 71
+LISTEN_BACKLOG = 4096
+PRESENT_EVERY = 0.25  # seconds between presentations of unsigned blocks
+COUNT_EVERY = 1.0
+ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: nothing to misread at 3 a.m.
+
+
+def new_session_id(now_ms: int, rest: int) -> str:
+    """16 characters: 48 bits of milliseconds and 32 random ones, sorting by time."""
+    value = (now_ms & (1 << 48) - 1) << 32 | rest
+    return "".join(ALPHABET[value >> shift & 31] for shift in range(75, -1, -5))
+
+
+def make_listener() -> socket.socket:
+    """A listening socket on a free port, for both families (IPv4 alone where there is no IPv6)."""
+    try:
+        sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    except OSError:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        sock.bind(("0.0.0.0", 0))  # noqa: S104 - the kernel drops what does not come by steering
+    else:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(("::", 0))
+    sock.listen(LISTEN_BACKLOG)
+    return sock
+
+
+def netns_cookie(sock: socket.socket) -> int:
+    """The cookie of the socket's network namespace (socket(7), SO_NETNS_COOKIE; Linux 5.14)."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+    return int(struct.unpack("=Q", raw)[0])
+
+
+class _Guarded:
+    """A guard as this worker serves it."""
+
+    __slots__ = ("engine", "listener", "netns", "server", "settings")
+
+    def __init__(self, settings: GuardSettings, engine: Engine, listener: socket.socket) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.listener = listener
+        self.netns = netns_cookie(listener)
+        self.server: asyncio.Server | None = None
+
+
+class Worker:
+    """Implements ``relay.Host`` and ``judge.Rules``."""
+
+    def __init__(self, agent_socket: Path, generation: str) -> None:
+        self._generation = generation
+        self._link = AgentLink(agent_socket, self._hello, self._take, self._agent_lost)
+        self._guards: dict[str, _Guarded] = {}
+        self._relays: dict[str, Relay] = {}
+        self._subjects: Counter[tuple[Any, ...]] = Counter()
+        self._counters: Counter[str] = Counter()
+        self._snapshot: Snapshot | None = None
+        self._policy: Policy | None = None
+        self._recorder: Recorder | None = None
+        self._segments: list[SegmentFile] = []
+        self._stream: str | None = None
+        self._slot = -1
+        self._host = ""
+        self._boot = ""
+        self._stopping = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._draining = False
+        self._ready = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # -- relay.Host --------------------------------------------------------------------------------
+
+    @property
+    def journal(self) -> Recorder:
+        if self._recorder is None:
+            raise RuntimeError("a connection before the evidence stream stood")
+        return self._recorder
+
+    @property
+    def first_request(self) -> float:
+        return self._settings().first_request
+
+    def new_session_id(self) -> str:
+        return new_session_id(time.time_ns() // 1_000_000, secrets.randbits(32))
+
+    async def identify(self, guard: str, client: tuple[str, int], server: tuple[str, int]) -> Subject:
+        held = self._guards[guard]
+        sha256 = self._policy is not None and "exe_sha256" in self._policy.subject_keys(guard)
+        try:
+            return await self._link.identify(
+                lambda number: Identify(number, guard, held.netns, client, server, sha256=sha256)
+            )
+        except AgentGone as error:
+            if held.settings.mode == "enforce":
+                raise Refuse("agent-unreachable", str(error)) from None
+            self.count("unattributed_agent_unreachable")
+            return Subject(Attribution.UNATTRIBUTED, null_reason={"pid": "the agent was not reachable"})
+
+    def admit(self, relay: Relay) -> None:
+        subject = relay.subject
+        if subject is None:
+            raise Refuse("unattributed", "the caller was not identified")
+        enforcing = relay.guard.mode == "enforce" and not relay.guard.off
+        if subject.attribution is Attribution.UNATTRIBUTED and enforcing:
+            raise Refuse("unattributed", "no kernel record names this connection")
+        if subject.remote is not None and relay.guard.remote == "refuse":
+            raise Refuse("remote", "callers of other hosts are refused here")
+        if subject.pid == os.getpid():
+            raise Refuse("loop", "the proxy's own connection came back to it")
+        key = _subject_key(subject)
+        if enforcing and self._subjects[key] >= self._settings().max_connections_per_subject:
+            raise Refuse("too-many-connections", "this process has as many connections as one may have")
+        self._subjects[key] += 1
+
+    def open_protocol(self, relay: Relay) -> Session:
+        held = self._guards[relay.guard.name]
+        subject = relay.subject
+        if subject is None:
+            raise RuntimeError("a session before its subject")
+        judge = SessionJudge(self, subject, relay.guard.name, time.time, self.report_bug)
+        settings = self._settings()
+        bounds = Bounds(body=settings.max_body)
+        return open_session(held.engine, judge, bounds, relay.guard.mode, relay.guard.credential)
+
+    def card(self, relay: Relay) -> dict[str, Any]:
+        if relay.subject is None:
+            raise RuntimeError("a card before its subject")
+        return session_card(
+            relay.id, self._host, self._boot, relay.guard, relay.subject, relay.client_addr, relay.server_addr,
+            self.policy_hash,
+        )  # fmt: skip
+
+    def count(self, name: str, by: int = 1) -> None:
+        self._counters[name] += by
+
+    def report_bug(self, error: BaseException) -> None:
+        """An exception that should not be: counted, and said on stderr without any client byte."""
+        self.count("bugs")
+        place = error.__traceback__
+        while place is not None and place.tb_next is not None:
+            place = place.tb_next
+        where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else "?"
+        print(f"vecward: bug: {type(error).__name__} at {where}; the connection was closed", file=sys.stderr, flush=True)
+
+    def forget(self, relay: Relay) -> None:
+        if self._relays.pop(relay.id, None) is None:
+            return
+        if relay.subject is not None and relay.admitted:
+            key = _subject_key(relay.subject)
+            self._subjects[key] -= 1
+            if self._subjects[key] <= 0:
+                del self._subjects[key]
+        if self._draining and not self._relays:
+            self._drained.set()
+
+    # -- judge.Rules -------------------------------------------------------------------------------
+
+    @property
+    def policy_hash(self) -> str:
+        return self._policy.hash if self._policy is not None else ""
+
+    def bind(self, subject: Subject, guard: str) -> Bound:
+        if self._policy is None:
+            raise RuntimeError("no policy yet")
+        return self._policy.bind(subject, guard)
+
+    def guard_mode(self, guard: str) -> tuple[bool, bool]:
+        held = self._guards.get(guard)
+        if held is None:
+            return True, False
+        return held.settings.mode == "enforce", held.settings.off
+
+    @property
+    def defaults(self) -> tuple[RecordLevel, RecordMode]:
+        settings = self._settings()
+        return settings.level, settings.mode
+
+    def evidence_stands(self) -> bool:
+        return self._recorder is not None and self._recorder.refusing is None
+
+    # -- the agent ---------------------------------------------------------------------------------
+
+    def _hello(self) -> Hello:
+        return Hello(VERSION, os.getpid(), self._generation, self._stream, self._slot)
+
+    def _agent_lost(self) -> None:
+        self.count("agent_lost")
+
+    def _take(self, message: AgentMessage, descriptors: list[int]) -> None:
+        match message:
+            case Segment():
+                self._take_segment(message, descriptors)
+            case Snapshot():
+                self._take_snapshot(message)
+            case Welcome():
+                self._take_welcome(message)
+            case Signed():
+                self.journal.signed(message.seq)
+            case Kill():
+                relay = self._relays.get(message.session)
+                if relay is not None:
+                    relay.end("killed")
+                self._link.send(Ended(message.session, relay is not None))
+            case Adopt():
+                self._adopt(message.guard, descriptors[0])
+            case Drain():
+                self._spawn(self._drain(message.seconds))
+            case Refused():
+                print(f"vecward: the agent refuses this worker: {message.reason}", file=sys.stderr, flush=True)
+                self._stopping.set()
+            case _:
+                raise TypeError(f"not for a worker: {type(message).__name__}")
+
+    def _take_segment(self, message: Segment, descriptors: list[int]) -> None:
+        segment = SegmentFile(descriptors[0], message.number)
+        if self._recorder is not None and message.stream == self._stream:
+            self._recorder.give_spare(segment)
+        else:
+            self._segments.append(segment)
+
+    def _take_welcome(self, message: Welcome) -> None:
+        self._slot = message.slot
+        if self._recorder is None:
+            self._stream, self._host, self._boot = message.stream, message.host, message.boot
+            loop = asyncio.get_running_loop()
+            first, *spares = self._segments
+            self._recorder = Recorder(
+                message.stream,
+                first,
+                spares[0] if spares else None,
+                host=message.host,
+                boot=message.boot,
+                schedule=lambda work: loop.call_soon(work) and None,
+                sync=self._sync,
+                need_spare=lambda: self._link.send(NeedSegment()),
+            )
+            self._segments.clear()
+        for held in self._guards.values():
+            self._link.send(Listener(held.settings.name), held.listener.fileno())
+        self._sync_guards()
+        self._present()
+        self._ready.set()
+
+    def _sync(self, descriptors: list[int], done: Callable[[bool], None]) -> None:
+        """fdatasync off the loop, then `done` on it."""
+
+        def sync() -> None:
+            for fd in descriptors:
+                os.fdatasync(fd)
+
+        async def run() -> None:
+            try:
+                await asyncio.to_thread(sync)
+            except OSError:
+                done(False)
+            else:
+                done(True)
+
+        self._spawn(run())
+
+    def _take_snapshot(self, snapshot: Snapshot) -> None:
+        before = self._snapshot
+        if before is None or (snapshot.policy, snapshot.settings) != (before.policy, before.settings):
+            defaults = RecordDefaults(snapshot.settings.level, snapshot.settings.mode)
+            self._policy = Policy(decode_rules(snapshot.policy), defaults)
+        self._snapshot = snapshot
+        if self._recorder is not None:
+            self._sync_guards()
+            for relay in list(self._relays.values()):
+                self._recheck(relay)
+
+    def _recheck(self, relay: Relay) -> None:
+        """After a change: a guard gone or in another mode, or a subject without any right left."""
+        held = self._guards.get(relay.guard.name)
+        if held is None or (relay.guard.mode != held.settings.mode):
+            relay.end("guard-changed")
+            return
+        if relay.subject is not None and held.settings.mode == "enforce" and not held.settings.off:
+            judge = SessionJudge(self, relay.subject, relay.guard.name, time.time, self.report_bug)
+            if not judge.has_rights():
+                relay.end("no-rights-left")
+
+    def _sync_guards(self) -> None:
+        if self._snapshot is None:
+            return
+        wanted = {g.name: g for g in self._snapshot.guards}
+        for name in [n for n in self._guards if n not in wanted]:
+            self._close_listener(self._guards.pop(name))
+        for name, settings in wanted.items():
+            held = self._guards.get(name)
+            if held is None:
+                engine = make_engine(settings.engine, name, hmac_key=self._snapshot.hmac_key, clock=time.monotonic)
+                held = self._guards[name] = _Guarded(settings, engine, make_listener())
+                self._spawn(self._listen(held))
+            else:
+                held.settings = settings
+
+    async def _listen(self, held: _Guarded) -> None:
+        loop = asyncio.get_running_loop()
+        held.server = await loop.create_server(
+            lambda: ClientSide(lambda transport: self._accept(held.settings.name, transport)),
+            sock=held.listener,
+            backlog=LISTEN_BACKLOG,
+        )
+        self._link.send(Listener(held.settings.name), held.listener.fileno())
+
+    def _close_listener(self, held: _Guarded) -> None:
+        if held.server is not None:
+            held.server.close()
+        else:
+            held.listener.close()
+
+    def _adopt(self, guard: str, descriptor: int) -> None:
+        sock = socket.socket(fileno=descriptor)
+        sock.setblocking(False)
+
+        async def connect() -> None:
+            loop = asyncio.get_running_loop()
+            with contextlib.suppress(OSError):
+                await loop.connect_accepted_socket(lambda: ClientSide(lambda t: self._accept(guard, t)), sock)
+
+        self._spawn(connect())
+
+    def _accept(self, guard: str, transport: asyncio.Transport) -> Relay | None:
+        held = self._guards.get(guard)
+        self.count("accepted")
+        if held is None or self._recorder is None:
+            self.count("refused_no_guard")
+            return None
+        if len(self._relays) >= self._settings().max_connections:
+            self.count("refused_too_many_connections")
+            return None
+        port = address_of(transport.get_extra_info("sockname"))[1]
+        if port not in held.settings.ports:
+            # Steering keeps the port that was dialled: another one was dialled at the listener itself.
+            self.count("refused_not_steered")
+            return None
+        relay = Relay(self, held.settings, transport)
+        self._relays[relay.id] = relay
+        return relay
+
+    # -- life --------------------------------------------------------------------------------------
+
+    def _settings(self) -> msgspec.Struct | Any:
+        if self._snapshot is None:
+            raise RuntimeError("no snapshot yet")
+        return self._snapshot.settings
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._spawned)
+
+    def _spawned(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self.report_bug(task.exception())  # type: ignore[arg-type]
+
+    def _present(self) -> None:
+        if self._recorder is not None and self._link.is_up:
+            self._recorder.present(self._send_blocks)
+
+    def _send_blocks(self, blocks: list[Presented]) -> None:
+        if blocks:
+            self._link.send(Present(tuple((b.first, b.count, b.digest) for b in blocks)))
+
+    async def _tick(self) -> None:
+        counted = 0.0
+        while True:
+            await asyncio.sleep(PRESENT_EVERY)
+            self._present()
+            now = time.monotonic()
+            if now - counted >= COUNT_EVERY:
+                counted = now
+                if self._recorder is not None:
+                    self._recorder.tick()
+                self._link.send(Counters(self._all_counters(), len(self._relays)))
+
+    def _all_counters(self) -> dict[str, int]:
+        values = dict(self._counters)
+        if self._recorder is not None:
+            counters = self._recorder.counters
+            values |= {f"evidence_{name}": getattr(counters, name) for name in type(counters).__slots__}
+            values["evidence_seq"] = self._recorder.seq
+            values["evidence_lost"] = self._recorder.lost
+        return values
+
+    async def _drain(self, seconds: float) -> None:
+        """Stop listening, let the exchanges under way end, then stop."""
+        if self._draining:
+            return
+        self._draining = True
+        await asyncio.sleep(0.05)  # the slots are empty already; take what waits in the queues
+        for held in self._guards.values():
+            self._close_listener(held)
+        for relay in list(self._relays.values()):
+            relay.drain()
+        if self._relays:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._drained.wait()
+        self._stopping.set()
+
+    async def run(self) -> int:
+        """Serve until told to stop. Returns the exit code."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
+        loop.add_signal_handler(signal.SIGINT, lambda: None)  # the terminal's ^C is the supervisor's to answer
+        keeping = loop.create_task(self._link.keep())
+        ticking = loop.create_task(self._tick())
+        await self._stopping.wait()
+        for relay in list(self._relays.values()):
+            relay.end("stopped")
+        if self._recorder is not None:
+            self._recorder.close("stop")
+            self._present()
+            await asyncio.sleep(0.02)  # the last presentation leaves before the socket closes
+        self._link.close()
+        for task in (keeping, ticking, *self._tasks):
+            task.cancel()
+        await asyncio.gather(keeping, ticking, *self._tasks, return_exceptions=True)
+        return 0
+
+
+def _subject_key(subject: Subject) -> tuple[Any, ...]:
+    return (subject.pid, subject.start_time, subject.remote)
