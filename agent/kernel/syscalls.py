@@ -62,14 +62,17 @@ def map_lookup(descriptor: int, key: bytes, size: int) -> bytes | None:
 
 
 def map_update(descriptor: int, key: bytes, value: bytes, flags: int = ANY) -> None:
-    _bpf(_UPDATE, _element(descriptor, ctypes.create_string_buffer(key, len(key)),
-                           ctypes.create_string_buffer(value, len(value)), flags))  # fmt: skip
+    """Write one element. E2BIG: the map is full (or the index too large); EEXIST with NOEXIST."""
+    wanted = ctypes.create_string_buffer(key, len(key))  # named: must live until the call is over
+    written = ctypes.create_string_buffer(value, len(value))
+    _bpf(_UPDATE, _element(descriptor, wanted, written, flags))
 
 
 def map_delete(descriptor: int, key: bytes) -> bool:
     """Whether this call was the one that removed it (an array cannot remove: OSError EINVAL)."""
+    wanted = ctypes.create_string_buffer(key, len(key))
     try:
-        _bpf(_DELETE, _element(descriptor, ctypes.create_string_buffer(key, len(key)), None))
+        _bpf(_DELETE, _element(descriptor, wanted, None))
     except FileNotFoundError:
         return False
     return True
