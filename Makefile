@@ -26,7 +26,7 @@ lint: setup ## ruff and mypy
 format: setup ## ruff, in place
 	@$(PY) -m ruff format -q . && $(PY) -m ruff check -q --fix .
 man: setup ## manual pages and completions into build/
-	@$(PY) -m packaging.man.build build
+	@$(PY) packaging/man/manual.py build
 lock: ## write the lock files anew (see packaging/dev/lock)
 	@packaging/dev/lock
 clean: ## remove what was built here (the venvs stay under /var/cache/vecward-dev)
