@@ -14,12 +14,14 @@ http1_answer.py.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from agent.protocols.http import Engine, Headers, Request
 from agent.protocols.http1_body import ChunkedBody, LengthBody
 from agent.protocols.http1_decide import DecidingSide, Phase
-from agent.protocols.http1_exchange import Exchange
-from agent.protocols.http1_form import CONTINUE, check_nominated, own_response
-from agent.protocols.http1_head import HeadBuffer, RequestHead, parse_request_head
+from agent.protocols.http1_exchange import NOWHERE, UNREAD_ROUTE, Exchange
+from agent.protocols.http1_form import CONTINUE, check_nominated, own_response, recorded_request
+from agent.protocols.http1_head import HeadBuffer, RequestHead, request_heads
 from agent.protocols.session import Bounds, Judge, Output, ProtocolError
 from agent.protocols.target import parse_target
 
@@ -52,6 +54,12 @@ class Http1Session(DecidingSide):
         bounds = bounds if bounds is not None else Bounds()
         super().__init__(engine, judge, guard, bounds, credential)
         self._heads = HeadBuffer(bounds, "client")
+        self._parser = request_heads(bounds)
+        self._known_head: RequestHead | None = None  # the last head that was accepted, and what it gave
+        self._known_target = NOWHERE
+        self._known_request = Request("", "", (), (), ())
+        self._known_route = UNREAD_ROUTE
+        self._known_record: dict[str, str] = {}
         self._later = bytearray()
         self._count = 0
         self._client_ended = False
@@ -152,8 +160,11 @@ class Http1Session(DecidingSide):
                 return b""
             data, end = got
             exchange = self._begin()
-            head = parse_request_head(data[:end], self._bounds)
-            self._read_head(exchange, head)
+            head, length = self._parser.parse(data[:end])
+            exchange.length = length
+            if head is not self._known_head:
+                self._read_head(head)
+            self._start(exchange, head, length)
         except ProtocolError as error:
             exchange = exchange if exchange is not None else self._begin()
             self._refuse(
@@ -163,18 +174,17 @@ class Http1Session(DecidingSide):
         rest = data[end:]
         if head.chunked:
             self._reader = ChunkedBody(self._bounds, "client")
-        elif head.length:
-            self._reader = LengthBody(head.length)
+        elif length:
+            self._reader = LengthBody(length)
         else:
             self._reader = None
-        if self._reader is None:
             self._phase = Phase.JUDGE
             self._decide(out, exchange)
             return rest
         self._phase = Phase.BODY
-        if head.length is not None and head.length > self._bounds.stream_above:
+        if length is not None and length > self._bounds.stream_above:
             self._decide_early(out, exchange)
-        if head.expect and not rest and self._phase in (Phase.BODY, Phase.STREAM):
+        if head.expect and not rest and (self._phase is Phase.BODY or self._phase is Phase.STREAM):
             out.to_client.append(CONTINUE)
         return rest
 
@@ -183,11 +193,10 @@ class Http1Session(DecidingSide):
         self._exchange = exchange = Exchange(self._count)
         return exchange
 
-    def _read_head(self, exchange: Exchange, head: RequestHead) -> None:
-        """Check what a head asks of us. Raises `ProtocolError`."""
-        exchange.head = head
-        exchange.keep_alive = head.keep_alive
-        exchange.target = target = parse_target(head.target, head.host, head.method)
+    def _read_head(self, head: RequestHead) -> None:
+        """Check what a head asks of us, and take it as the known one. Raises `ProtocolError`."""
+        self._known_head = None
+        target = parse_target(head.target, head.host, head.method)
         request = Request(head.method, target.path, target.segments, target.query, head.headers)
         if head.method in ("CONNECT", "TRACE"):
             raise ProtocolError("method-refused", f"{head.method} is not accepted")
@@ -201,8 +210,24 @@ class Http1Session(DecidingSide):
                 "request-encoding", "an encoded request body cannot be judged: send it as identity"
             )
         self._check_credentials_once(head.headers)
+        self._known_target = target
+        self._known_request = request
+        self._known_route = self._engine.route(request)
+        self._known_record = recorded_request(head, target, self._recorder.credentials)
+        self._known_head = head
+
+    def _start(self, exchange: Exchange, head: RequestHead, length: int | None) -> None:
+        """Fill an exchange from the known head."""
+        exchange.head = head
+        exchange.keep_alive = head.keep_alive
+        exchange.target = self._known_target
+        exchange.route = self._known_route
+        exchange.recorded = self._known_record
+        request = self._known_request
+        if length is not None and length > self._bounds.stream_above:
+            # The body may pass unread: its length is all that the engine can know of its size.
+            request = replace(request, headers=(*request.headers, ("content-length", str(length))))
         exchange.request = request
-        exchange.route = self._engine.route(request)
 
     def _check_credentials_once(self, headers: Headers) -> None:
         found = [name for name, _ in headers if name in self._credential_names]

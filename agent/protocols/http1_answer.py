@@ -11,42 +11,63 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from hashlib import sha256
+from typing import Protocol
 
 from agent.protocols.coding import decode_body
 from agent.protocols.http import Answer, Engine, Headers, Lookup, Refusal, Response
 from agent.protocols.http1_body import BodyReader, ChunkedBody, CloseBody, LengthBody
-from agent.protocols.http1_exchange import Exchange, Recorder
+from agent.protocols.http1_exchange import EMPTY_SHA256, Exchange, Recorder
 from agent.protocols.http1_form import (
     CHANGED_DROPS,
     CHUNKED,
     LAST_CHUNK,
     RESPONSE_DROPS,
     chunk_frame,
+    close_head,
     notices,
     own_response,
-    recorded_response,
-    response_head,
+    response_block,
 )
-from agent.protocols.http1_head import HeadBuffer, ResponseHead, parse_response_head
+from agent.protocols.http1_head import HeadBuffer, ResponseHead, response_heads
 from agent.protocols.session import Bounds, Output, ProtocolError, Result
 
 MAX_INFORMATIONAL = 8  # 1xx answers before one answer; more is a flood
 _CHANGED = RESPONSE_DROPS | CHANGED_DROPS
 
 
+class Rolling(Protocol):
+    """A hash that goes on."""
+
+    def update(self, data: bytes, /) -> None: ...
+
+    def digest(self) -> bytes: ...
+
+
 class Arriving:
     """An answer that is not whole yet."""
 
-    __slots__ = ("chunked", "head", "passed", "pieces", "reader", "rolling", "size")
+    __slots__ = ("chunked", "head", "keep_alive", "length", "passed", "pieces", "reader", "rolling", "size")
 
-    def __init__(self, head: ResponseHead, reader: BodyReader | None) -> None:
+    def __init__(self, head: ResponseHead, length: int | None, reader: BodyReader | None) -> None:
         self.head = head
+        self.length = length
+        self.keep_alive = head.keep_alive
         self.reader = reader
         self.pieces: list[bytes] = []
         self.size = 0
         self.passed = False  # it goes out in pieces
         self.chunked = False  # and those are chunks of ours
-        self.rolling = sha256()
+        self.rolling: Rolling | None = None  # of what has passed
+
+    def passes(self, piece: bytes) -> None:
+        """Count a piece into the hash of what is passed on."""
+        if self.rolling is None:
+            self.rolling = sha256()
+        self.rolling.update(piece)
+
+    @property
+    def digest(self) -> bytes:
+        return self.rolling.digest() if self.rolling is not None else EMPTY_SHA256
 
 
 class AnswerSide(ABC):
@@ -59,6 +80,9 @@ class AnswerSide(ABC):
         self._exchange: Exchange | None = None
         self._lookup: Lookup | None = None
         self._answer_heads = HeadBuffer(bounds, "server")
+        self._answer_parser = response_heads(bounds)
+        self._released_block = ""  # head as released, for `_released_of`
+        self._released_of: tuple[ResponseHead, frozenset[str]] | None = None
         self._arriving: Arriving | None = None
         self._failed = False
 
@@ -102,9 +126,9 @@ class AnswerSide(ABC):
                     if got is None:
                         return
                     data, end = got
-                    head = parse_response_head(data[:end], self._bounds)
+                    head, length = self._answer_parser.parse(data[:end])
                     data = data[end:]
-                    arriving = self._begin_answer(out, exchange, head)
+                    arriving = self._begin_answer(out, exchange, head, length)
                     if arriving is None:
                         continue
                 if arriving.reader is not None and data and not arriving.reader.done:
@@ -122,21 +146,23 @@ class AnswerSide(ABC):
         if exchange is None or not (exchange.sent or self._lookup is not None):
             return
         if arriving is not None and arriving.reader is not None and arriving.reader.end():
-            arriving.head.keep_alive = False
+            arriving.keep_alive = False
             self._complete(out, exchange, arriving, surplus=False)
             return
         if exchange.sent:
             self._recorder.abort(out, exchange, "the database closed before the end of its answer")
         self._close(out, reset=exchange.released)
 
-    def _begin_answer(self, out: Output, exchange: Exchange, head: ResponseHead) -> Arriving | None:
+    def _begin_answer(
+        self, out: Output, exchange: Exchange, head: ResponseHead, length: int | None
+    ) -> Arriving | None:
         """What a head announces; None for an informational answer, which is dropped."""
         status = head.status
         if status < 200:
             exchange.informational += 1
             if status == 101:
                 raise ProtocolError("upgrade", "the database switched protocols unasked", "server")
-            if exchange.informational > MAX_INFORMATIONAL or head.chunked or head.length:
+            if exchange.informational > MAX_INFORMATIONAL or head.chunked or length:
                 raise ProtocolError(
                     "informational",
                     f"more than {MAX_INFORMATIONAL} 1xx answers, or one with a body",
@@ -149,31 +175,29 @@ class AnswerSide(ABC):
             reader = None
         elif head.chunked:
             reader = ChunkedBody(self._bounds, "server")
-        elif head.length is not None:
-            reader = LengthBody(head.length) if head.length else None
+        elif length is not None:
+            reader = LengthBody(length) if length else None
         else:
             reader = CloseBody()
-            head.keep_alive = False
-        self._arriving = arriving = Arriving(head, reader)
+        self._arriving = arriving = Arriving(head, length, reader)
+        if isinstance(reader, CloseBody):
+            arriving.keep_alive = False
         if reader is not None and self._lookup is None:
             self._choose_way(out, exchange, arriving)
         return arriving
 
     def _choose_way(self, out: Output, exchange: Exchange, arriving: Arriving) -> None:
-        length = arriving.head.length or 0
-        touched = exchange.verdict is None or exchange.verdict.touches_answer
+        length = arriving.length or 0
+        touched = exchange.touched
         if length > self._limit(exchange):
             if touched:
                 raise self._too_large()
             self._pass_on(out, exchange, arriving)
-        elif not touched and any(
-            name == "content-type" and value.startswith("text/event-stream")
-            for name, value in arriving.head.headers
-        ):
+        elif arriving.length is None and not touched and arriving.head.events:
             self._pass_on(out, exchange, arriving)  # events would wait for ever to be whole
 
     def _limit(self, exchange: Exchange) -> int:
-        touched = exchange.verdict is None or exchange.verdict.touches_answer
+        touched = exchange.touched
         if self._lookup is not None or not (touched or exchange.route.answer_rows):
             return self._bounds.stream_above
         return self._bounds.body
@@ -193,7 +217,7 @@ class AnswerSide(ABC):
         arriving.pieces += pieces
         if arriving.size <= self._limit(exchange):
             return
-        if self._lookup is not None or exchange.verdict is None or exchange.verdict.touches_answer:
+        if self._lookup is not None or exchange.touched:
             raise self._too_large()
         self._pass_on(out, exchange, arriving)
 
@@ -202,15 +226,15 @@ class AnswerSide(ABC):
         head = arriving.head
         arriving.passed = True
         minor = exchange.head.minor if exchange.head is not None else 0
-        close = self._ends(exchange, head)
-        if head.length is not None:
-            framing = f"content-length: {head.length}\r\n"
+        close = self._ends(exchange, arriving)
+        if arriving.length is not None:
+            framing = f"content-length: {arriving.length}\r\n"
         elif minor == 1:
             arriving.chunked = True
             framing = CHUNKED
         else:
             framing, close = "", True
-            head.keep_alive = False
+            arriving.keep_alive = False
         if close:
             framing += "connection: close\r\n"
         out.to_client.append(self._released_head(exchange, head, RESPONSE_DROPS, framing))
@@ -220,7 +244,7 @@ class AnswerSide(ABC):
 
     def _pass_pieces(self, out: Output, exchange: Exchange, arriving: Arriving, pieces: list[bytes]) -> None:
         for piece in pieces:
-            arriving.rolling.update(piece)
+            arriving.passes(piece)
             self._recorder.piece(out, exchange, "response", piece)
             if arriving.chunked:
                 out.to_client += chunk_frame(piece)
@@ -232,13 +256,13 @@ class AnswerSide(ABC):
         head = arriving.head
         self._arriving = None
         if surplus:
-            head.keep_alive = False
+            arriving.keep_alive = False
         pieces = arriving.pieces
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         lookup = self._lookup
         if lookup is not None:
             self._lookup = None
-            if not head.keep_alive:
+            if not arriving.keep_alive:
                 message = "the database closed the connection after a look-up"
                 self._refuse(out, exchange, 502, "lookup-closed", message, close=True, failed=True)
                 return
@@ -247,38 +271,23 @@ class AnswerSide(ABC):
             self._learnt(out, lookup, Response(head.status, head.headers, body))
             return
         if arriving.passed:
-            self._end_passed(out, exchange, arriving, surplus)
+            if arriving.chunked:
+                out.to_client.append(LAST_CHUNK)
+            reason = "bytes followed the answer" if surplus else None
+            self._recorder.streamed(out, exchange, head, arriving.size, arriving.digest, reason)
         else:
-            self._release(out, exchange, head, body)
+            self._release(out, exchange, arriving, body)
             if surplus and out.records and isinstance(out.records[-1], Result):
                 out.records[-1].reason = "bytes followed the answer"
-        self._finish(out, self._ends(exchange, head))
+        self._finish(out, self._ends(exchange, arriving))
 
-    def _ends(self, exchange: Exchange, head: ResponseHead) -> bool:
+    def _ends(self, exchange: Exchange, arriving: Arriving) -> bool:
         # An answer before the end of the request leaves the connection in the middle of a body.
-        return not (exchange.keep_alive and head.keep_alive and self._request_sent)
+        return not (exchange.keep_alive and arriving.keep_alive and self._request_sent)
 
-    def _end_passed(self, out: Output, exchange: Exchange, arriving: Arriving, surplus: bool) -> None:
-        if arriving.chunked:
-            out.to_client.append(LAST_CHUNK)
-        digest = arriving.rolling.digest()
-        out.records.append(
-            Result(
-                n=exchange.n,
-                outcome="answered",
-                status=arriving.head.status,
-                head=recorded_response(arriving.head.headers, self._recorder.credentials),
-                body=None,
-                sha256=digest,
-                bytes=arriving.size,
-                released_sha256=digest,
-                released_bytes=arriving.size,
-                reason="bytes followed the answer" if surplus else None,
-            )
-        )
-
-    def _release(self, out: Output, exchange: Exchange, head: ResponseHead, body: bytes) -> None:
+    def _release(self, out: Output, exchange: Exchange, arriving: Arriving, body: bytes) -> None:
         """Mask and record a whole answer, and release it in one length."""
+        head = arriving.head
         verdict, request, operation = exchange.verdict, exchange.request, exchange.operation
         if verdict is None or request is None or operation is None:
             raise RuntimeError("an answer to a request that was not judged")
@@ -291,19 +300,17 @@ class AnswerSide(ABC):
                 )
             except Refusal as refusal:
                 raise ProtocolError(refusal.reason, refusal.message, "server") from refusal
-        self._recorder.answered(
-            out, exchange, head.status, head.headers, body, head.encoding, self._bounds.body, answer
-        )
+        self._recorder.answered(out, exchange, head, body, self._bounds.body, answer)
         released = body if answer is None else answer.body
         dropped = RESPONSE_DROPS if not verdict.touches_answer else _CHANGED
         if exchange.head_only or head.status == 304:
-            known = head.length is not None and not verdict.touches_answer
-            framing = f"content-length: {head.length}\r\n" if known else ""
+            known = arriving.length is not None and not verdict.touches_answer
+            framing = f"content-length: {arriving.length}\r\n" if known else ""
         elif head.status == 204:
             framing = ""
         else:
             framing = f"content-length: {len(released)}\r\n"
-        if self._ends(exchange, head):
+        if self._ends(exchange, arriving):
             framing += "connection: close\r\n"
         elif exchange.head is not None and exchange.head.minor == 0:
             framing += "connection: keep-alive\r\n"
@@ -318,7 +325,13 @@ class AnswerSide(ABC):
         extra: Headers = notices(exchange.verdict) if exchange.verdict is not None else ()
         if head.nominated:
             dropped |= head.nominated - {"content-type", "content-encoding"}
-        return response_head(head.status, head.phrase, head.headers, dropped, extra, framing)
+        if extra:
+            return close_head(response_block(head.status, head.phrase, head.headers, dropped, extra), framing)
+        known = self._released_of
+        if known is None or known[0] is not head or known[1] != dropped:
+            self._released_block = response_block(head.status, head.phrase, head.headers, dropped, ())
+            self._released_of = (head, dropped)
+        return close_head(self._released_block, framing)
 
     def _fail(self, out: Output, exchange: Exchange, reason: str, message: str) -> None:
         """The answer cannot be released: an error in its place, or a cut where part of it is out."""

@@ -21,9 +21,11 @@ from agent.protocols.http1_form import (
     READ_DROPS,
     REQUEST_DROPS,
     chunk_frame,
+    close_head,
     own_response,
-    request_head,
+    request_block,
 )
+from agent.protocols.http1_head import RequestHead
 from agent.protocols.session import Bounds, Judge, Output
 from agent.protocols.target import parse_target
 from policy.model import Operation, Verdict
@@ -31,7 +33,6 @@ from policy.model import Operation, Verdict
 MAX_LOOKUPS = 4  # a request names at most a few collections; more is a resolver that does not converge
 _IDENTITY: Headers = (("accept-encoding", "identity"),)
 _IDENTITY_DROPS = frozenset({"accept-encoding"})
-_NO_DROPS: frozenset[str] = frozenset()
 
 
 class Phase(Enum):
@@ -58,6 +59,8 @@ class DecidingSide(AnswerSide):
         self._phase = Phase.IDLE
         self._reader: BodyReader | None = None
         self._credential_names = engine.credential_headers | {"authorization", "proxy-authorization"}
+        self._block = ""  # head as forwarded, for `_block_of`: a request head, and whether its answer is read
+        self._block_of: tuple[RequestHead, bool] | None = None
         self._drops = REQUEST_DROPS | self._credential_names if credential is not None else REQUEST_DROPS
 
     @abstractmethod
@@ -92,7 +95,7 @@ class DecidingSide(AnswerSide):
                 if stream and not verdict.filters and not verdict.clamps:
                     self._start_stream(out, exchange, request, operation, verdict)
                     return
-        if exchange.head is not None and (exchange.head.length or 0) > self._bounds.body:
+        if (exchange.length or 0) > self._bounds.body:
             self._refuse_large(out, exchange)
 
     def _refuse_large(self, out: Output, exchange: Exchange) -> None:
@@ -126,7 +129,7 @@ class DecidingSide(AnswerSide):
         exchange.operation, exchange.verdict = operation, verdict
         self._recorder.intent(out, exchange, request.body if request.body is not None else b"")
         body = rewritten.body
-        if body is None and (exchange.head is None or exchange.head.length is None):
+        if body is None and exchange.length is None:
             framing = ""
         else:
             framing = f"content-length: {len(body) if body else 0}\r\n"
@@ -165,10 +168,10 @@ class DecidingSide(AnswerSide):
         request = lookup.request
         body = request.body
         framing = f"content-length: {len(body)}\r\n" if body is not None else ""
-        drops = (REQUEST_DROPS, self._credential_names, READ_DROPS)
+        dropped = REQUEST_DROPS | self._credential_names | READ_DROPS
         target = parse_target(request.path, "", request.method)
-        head = request_head(request, target, exchange.head.host, drops, credential + _IDENTITY, framing)
-        out.to_server.append(head)
+        block = request_block(request, target, exchange.head.host, dropped, credential + _IDENTITY)
+        out.to_server.append(close_head(block, framing))
         if body:
             out.to_server.append(body)
         self._lookup = lookup
@@ -229,13 +232,21 @@ class DecidingSide(AnswerSide):
     def _forwarded_head(self, exchange: Exchange, request: Request, verdict: Verdict, framing: str) -> bytes:
         if exchange.head is None:
             raise RuntimeError("an unread request is forwarded")
+        head, target, read = exchange.head, exchange.target, verdict.touches_answer
+        plain = (
+            request.headers is head.headers and request.query is target.query and request.path is target.path
+        )
+        if plain and self._block_of is not None and self._block_of[0] is head and self._block_of[1] is read:
+            return close_head(self._block, framing)
         extra: Headers = self._credential or ()
-        read = verdict.touches_answer
-        drops = [self._drops, READ_DROPS if read else _NO_DROPS, exchange.head.nominated]
+        dropped = self._drops | head.nominated
         if read or exchange.route.answer_rows:
             extra += _IDENTITY
-            drops.append(_IDENTITY_DROPS)
-        return request_head(request, exchange.target, exchange.head.host, drops, extra, framing)
+            dropped |= READ_DROPS if read else _IDENTITY_DROPS
+        block = request_block(request, target, head.host, dropped, extra)
+        if plain:
+            self._block, self._block_of = block, (head, read)
+        return close_head(block, framing)
 
     def _start_stream(
         self, out: Output, exchange: Exchange, request: Request, operation: Operation, verdict: Verdict
@@ -248,8 +259,7 @@ class DecidingSide(AnswerSide):
             return
         exchange.operation, exchange.verdict = operation, verdict
         self._recorder.intent(out, exchange, None)
-        length = exchange.head.length if exchange.head is not None else None
-        framing = CHUNKED if length is None else f"content-length: {length}\r\n"
+        framing = CHUNKED if exchange.length is None else f"content-length: {exchange.length}\r\n"
         out.to_server.append(self._forwarded_head(exchange, rewritten, verdict, framing))
         exchange.sent = True
         self._phase = Phase.STREAM

@@ -12,16 +12,16 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 from agent.protocols.coding import decode_body
-from agent.protocols.http import Answer, Engine, Headers, Request, Response, Route
-from agent.protocols.http1_form import CREDENTIALS, recorded_request, recorded_response
-from agent.protocols.http1_head import RequestHead
+from agent.protocols.http import Answer, Engine, Request, Response, Route
+from agent.protocols.http1_form import CREDENTIALS, recorded_headers
+from agent.protocols.http1_head import RequestHead, ResponseHead
 from agent.protocols.session import Abort, Chunk, Intent, Output, ProtocolError, Result
 from agent.protocols.target import Target
 from policy.model import ANY_COLLECTION, Action, Operation, RecordLevel, Verdict
 
 EMPTY_SHA256 = sha256().digest()
 UNREAD_ROUTE = Route(method="unreadable", known=False)
-_NOWHERE = Target("", (), (), "")
+NOWHERE = Target("", (), (), "")
 
 
 @dataclass(slots=True)
@@ -30,7 +30,11 @@ class Exchange:
 
     n: int
     head: RequestHead | None = None  # None: it could not be read
-    target: Target = _NOWHERE
+    length: int | None = None  # of the request's body, where its head tells
+    recorded: dict[str, str] = field(
+        default_factory=dict
+    )  # the head as evidence keeps it, but for the length
+    target: Target = NOWHERE
     request: Request | None = None
     route: Route = UNREAD_ROUTE
     operation: Operation | None = None
@@ -52,12 +56,14 @@ class Exchange:
 class Recorder:
     """Makes the records of a session's exchanges. One a session; holds no exchange."""
 
-    __slots__ = ("_engine", "_guard", "credentials")
+    __slots__ = ("_engine", "_guard", "_known", "_known_head", "credentials")
 
     def __init__(self, engine: Engine, guard: str) -> None:
         self._engine = engine
         self._guard = guard
         self.credentials = CREDENTIALS | engine.credential_headers
+        self._known: ResponseHead | None = None  # the answer head last recorded, and its recorded form
+        self._known_head: dict[str, str] = {}
 
     def unreadable(self, exchange: Exchange, size: int = 0) -> Operation:
         """The operation of a request that the engine could not be asked about, or would not read."""
@@ -85,12 +91,11 @@ class Recorder:
         if operation is None or verdict is None:
             raise RuntimeError("an exchange is recorded before it is judged")
         recorded, cut = (None, 0) if body is None else self.form(verdict.level, body)
-        if exchange.head is None or exchange.request is None:
-            head: dict[str, str] = {}
-        else:
-            head = recorded_request(exchange.head, exchange.target, exchange.request, self.credentials)
+        head = exchange.recorded
+        if exchange.length is not None:
+            head = {**head, "content-length": str(exchange.length)}
         if body is None:
-            digest, size = b"", (exchange.head.length or 0) if exchange.head else 0
+            digest, size = b"", exchange.length or 0
         else:
             digest, size = sha256(body).digest() if body else EMPTY_SHA256, len(body)
         out.records.append(Intent(exchange.n, operation, verdict, head, recorded, digest, size, cut))
@@ -104,7 +109,7 @@ class Recorder:
                 n=exchange.n,
                 outcome="failed" if failed else "refused",
                 status=response.status,
-                head=recorded_response(response.headers, self.credentials),
+                head=recorded_headers(response.headers, self.credentials),
                 body=recorded,
                 sha256=EMPTY_SHA256,
                 bytes=0,
@@ -135,10 +140,8 @@ class Recorder:
         self,
         out: Output,
         exchange: Exchange,
-        status: int,
-        headers: Headers,
+        head: ResponseHead,
         body: bytes,
-        encoding: str | None,
         bound: int,
         answer: Answer | None,
     ) -> None:
@@ -153,9 +156,9 @@ class Recorder:
             released = plain = answer.body
             released_digest = sha256(released).digest()
         else:
-            if encoding is not None:
-                plain = self._try_decode(body, encoding, bound)
-            seen = self._watch(exchange, status, headers, plain)
+            if head.encoding is not None:
+                plain = self._try_decode(body, head.encoding, bound)
+            seen = self._watch(exchange, head, plain)
         if plain is None:
             recorded, cut = (body, 0) if level == "full" else (None, 0)
         else:
@@ -164,8 +167,8 @@ class Recorder:
             Result(
                 n=exchange.n,
                 outcome="answered",
-                status=status,
-                head=recorded_response(headers, self.credentials),
+                status=head.status,
+                head=self._answer_head(head),
                 body=recorded,
                 sha256=digest,
                 bytes=len(body),
@@ -178,12 +181,45 @@ class Recorder:
             )
         )
 
-    def _watch(self, exchange: Exchange, status: int, headers: Headers, body: bytes | None) -> Answer | None:
-        if not exchange.route.answer_rows or not body or not 200 <= status < 300:
+    def streamed(
+        self,
+        out: Output,
+        exchange: Exchange,
+        head: ResponseHead,
+        size: int,
+        digest: bytes,
+        reason: str | None,
+    ) -> None:
+        """Record the end of an answer that was passed on in pieces."""
+        out.records.append(
+            Result(
+                n=exchange.n,
+                outcome="answered",
+                status=head.status,
+                head=self._answer_head(head),
+                body=None,
+                sha256=digest,
+                bytes=size,
+                released_sha256=digest,
+                released_bytes=size,
+                reason=reason,
+            )
+        )
+
+    def _answer_head(self, head: ResponseHead) -> dict[str, str]:
+        if head is not self._known:
+            self._known = head
+            self._known_head = recorded_headers(head.headers, self.credentials)
+        return self._known_head
+
+    def _watch(self, exchange: Exchange, head: ResponseHead, body: bytes | None) -> Answer | None:
+        if not exchange.route.answer_rows or not body or not 200 <= head.status < 300:
             return None
         if exchange.request is None or exchange.operation is None:
             return None
-        return self._engine.observe(exchange.request, exchange.operation, Response(status, headers, body))
+        return self._engine.observe(
+            exchange.request, exchange.operation, Response(head.status, head.headers, body)
+        )
 
     @staticmethod
     def _try_decode(body: bytes, encoding: str, bound: int) -> bytes | None:

@@ -8,7 +8,6 @@ that override the request line never pass; a name or value that could break a li
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from http import HTTPStatus
 
 from agent.protocols.http import Headers, Request, Response
@@ -88,25 +87,31 @@ def check_nominated(names: frozenset[str], credentials: frozenset[str]) -> None:
         raise ProtocolError("connection-nominates", f"Connection names the header {min(wrong)}")
 
 
-def request_head(
-    request: Request, target: Target, host: str, drops: Iterable[frozenset[str]], extra: Headers, framing: str
-) -> bytes:
-    """Head of a forwarded request. `target` is the parsed one: its query form is used when unchanged."""
+def request_block(
+    request: Request, target: Target, host: str, dropped: frozenset[str], extra: Headers
+) -> str:
+    """Head of a forwarded request up to its framing. `target` is the parsed one: its query form is used
+    when the query is unchanged.
+    """
     query = target.encoded if request.query is target.query else encode_query(request.query)
     path = request.path
     if not path.isascii() or not path.isprintable() or " " in path:
         raise ProtocolError("normal-form", "the request path cannot be written in normal form", "server")
     mark = "?" if query else ""
     first = f"{request.method} {path}{mark}{query} HTTP/1.1\r\nhost: {host}\r\n"
-    dropped = frozenset().union(*drops)
-    return _join(first, request.headers, dropped, extra, framing)
+    return _block(first, request.headers, dropped, extra)
 
 
-def response_head(
-    status: int, phrase: str, headers: Headers, dropped: frozenset[str], extra: Headers, framing: str
-) -> bytes:
-    """Head of a released answer."""
-    return _join(f"HTTP/1.1 {status} {phrase}\r\n", headers, dropped, extra, framing)
+def response_block(
+    status: int, phrase: str, headers: Headers, dropped: frozenset[str], extra: Headers
+) -> str:
+    """Head of a released answer up to its framing."""
+    return _block(f"HTTP/1.1 {status} {phrase}\r\n", headers, dropped, extra)
+
+
+def close_head(block: str, framing: str) -> bytes:
+    """A whole head: a block of ours, framing of ours, the empty line."""
+    return f"{block}{framing}\r\n".encode("latin-1")
 
 
 def own_response(response: Response, close: bool, head_only: bool) -> list[bytes]:
@@ -115,7 +120,7 @@ def own_response(response: Response, close: bool, head_only: bool) -> list[bytes
     if close:
         framing += "connection: close\r\n"
     phrase = _PHRASES.get(response.status, "")
-    head = response_head(response.status, phrase, response.headers, RESPONSE_DROPS, (), framing)
+    head = close_head(response_block(response.status, phrase, response.headers, RESPONSE_DROPS, ()), framing)
     return [head] if head_only or not response.body else [head, response.body]
 
 
@@ -139,20 +144,14 @@ def notices(verdict: Verdict) -> Headers:
     return tuple(told)
 
 
-def recorded_request(
-    head: RequestHead, target: Target, request: Request, credentials: frozenset[str]
-) -> dict[str, str]:
-    """The request head as evidence keeps it."""
-    kept = _recorded(head.headers, credentials)
-    return {"method": request.method, "path": target.path, "query": target.encoded, **kept}
+def recorded_request(head: RequestHead, target: Target, credentials: frozenset[str]) -> dict[str, str]:
+    """The request head as evidence keeps it, but for its length."""
+    kept = recorded_headers(head.headers, credentials)
+    return {"method": head.method, "path": target.path, "query": target.encoded, **kept}
 
 
-def recorded_response(headers: Headers, credentials: frozenset[str]) -> dict[str, str]:
-    """An answer's head as evidence keeps it."""
-    return _recorded(headers, credentials)
-
-
-def _recorded(headers: Headers, credentials: frozenset[str]) -> dict[str, str]:
+def recorded_headers(headers: Headers, credentials: frozenset[str]) -> dict[str, str]:
+    """Headers as evidence keeps them: credentials taken out, repeated names joined."""
     kept = dict(headers)
     if len(kept) != len(headers):  # a name twice: keep every value
         kept.clear()
@@ -163,18 +162,14 @@ def _recorded(headers: Headers, credentials: frozenset[str]) -> dict[str, str]:
     return kept
 
 
-def _join(first: str, headers: Headers, dropped: frozenset[str], extra: Headers, framing: str) -> bytes:
+def _block(first: str, headers: Headers, dropped: frozenset[str], extra: Headers) -> str:
     lines = [f"{name}: {value}\r\n" for name, value in headers if name not in dropped]
-    for name, value in extra:
-        lines.append(f"{name}: {value}\r\n")
-    text = f"{first}{''.join(lines)}{framing}\r\n"
+    lines += [f"{name}: {value}\r\n" for name, value in extra]
+    text = first + "".join(lines)
     # Every line we put in ends with one CRLF; any other line end would come out of a value.
-    if (
-        text.count("\n") != len(lines) + first.count("\n") + framing.count("\n") + 1
-        or _LINE_SAFE.fullmatch(text) is None
-    ):
+    if text.count("\n") != len(lines) + first.count("\n") or _LINE_SAFE.fullmatch(text) is None:
         raise ProtocolError("normal-form", "a header value cannot be written in normal form", "server")
-    return text.encode("latin-1")
+    return text
 
 
 def _visible(text: str) -> str:

@@ -13,8 +13,9 @@ checked. llhttp (httptools) is the oracle in tests/wire: what this module accept
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from agent.protocols.http import Headers
 from agent.protocols.session import Bounds, ProtocolError
@@ -48,28 +49,30 @@ _FRAMING = (
 _ONCE = frozenset(_FRAMING) - {"connection"}
 _LOOKALIKE = frozenset(name.replace("-", "_") for name in _FRAMING if "-" in name)
 _SPECIAL = frozenset({*_FRAMING, *_LOOKALIKE, "upgrade", "keep-alive", "te", "trailer"})
-_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(r"([A-Z][A-Z\-]{0,19}) ([^ \r\n]+) HTTP/1\.([01])\r\n")
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\r\n")
-_FIELDS = re.compile(rf"(?:{_TOKEN}:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n")
+_FIELDS = re.compile(rf"(?:{_NAME}:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n")
 _FIELD = re.compile(r"([^:]+):[ \t]*([^\r]*)\r\n")
-_LENGTH = re.compile(r"0|[1-9][0-9]{0,14}")
+_LENGTH = re.compile(r"\r\n(?i:content-length):[ \t]*(0|[1-9][0-9]{0,14})[ \t]*(?=\r\n)")
 _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Head:
-    """What both kinds of head have. `length` is None when absent; `nominated` are Connection's names."""
+    """What both kinds of head have, without the length. `nominated` are the names that Connection lists.
+
+    Shared between messages with the same head (see `HeadParser`): never changed.
+    """
 
     minor: int
-    headers: Headers
-    length: int | None
+    headers: Headers  # lower-case names, in order, content-length taken out
     chunked: bool
     nominated: frozenset[str]
     keep_alive: bool
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class RequestHead(Head):
     method: str
     target: str
@@ -78,11 +81,15 @@ class RequestHead(Head):
     upgrade: str | None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class ResponseHead(Head):
     status: int
     phrase: str
     encoding: str | None
+    events: bool  # it is a stream of events, which has no end to wait for
+
+
+H = TypeVar("H", RequestHead, ResponseHead)
 
 
 class HeadBuffer:
@@ -138,9 +145,52 @@ class HeadBuffer:
         return ProtocolError("head-too-large", f"the head exceeds {self._bound} bytes", self._side)
 
 
-def parse_request_head(data: bytes, bounds: Bounds) -> RequestHead:
-    """Check and take apart a whole request head, its empty line included."""
-    text = _decode(data, "client")
+class HeadParser(Generic[H]):
+    """Takes heads of one direction apart. Remembers the last one without its content-length.
+
+    A client of a vector database repeats its head with another length for each query; what was
+    checked and taken apart once is the same head as long as every other byte is the same.
+    """
+
+    __slots__ = ("_bounds", "_head", "_key", "_parse", "_side")
+
+    def __init__(self, parse: Callable[[str, Bounds], H], bounds: Bounds, side: Side) -> None:
+        self._parse: Callable[[str, Bounds], H] = parse
+        self._bounds = bounds
+        self._side: Side = side
+        self._key = ""
+        self._head: H | None = None
+
+    def parse(self, data: bytes) -> tuple[H, int | None]:
+        """A whole head, its empty line included: what it says, and its content-length if it has one."""
+        # Every CR must be in a CRLF and every LF too; counting is the cheapest exact proof of it.
+        ends = data.count(b"\r\n")
+        if data.count(b"\n") != ends or data.count(b"\r") != ends:
+            raise ProtocolError("bare-line-end", "a bare CR or LF in the head", self._side)
+        text = data.decode("latin-1")
+        found = _LENGTH.search(text)
+        length: int | None = None
+        if found is not None:
+            length = int(found.group(1))
+            text = text[: found.start()] + text[found.end() :]
+        head = self._head
+        if head is None or text != self._key:
+            head = self._parse(text, self._bounds)
+            self._head, self._key = head, text
+        if length is not None and head.chunked:
+            raise ProtocolError("length-and-chunked", "content-length beside transfer-encoding", self._side)
+        return head, length
+
+
+def request_heads(bounds: Bounds) -> HeadParser[RequestHead]:
+    return HeadParser(_parse_request_head, bounds, "client")
+
+
+def response_heads(bounds: Bounds) -> HeadParser[ResponseHead]:
+    return HeadParser(_parse_response_head, bounds, "server")
+
+
+def _parse_request_head(text: str, bounds: Bounds) -> RequestHead:
     line = _REQUEST_LINE.match(text)
     if line is None:
         raise _explain_request_line(text)
@@ -148,7 +198,7 @@ def parse_request_head(data: bytes, bounds: Bounds) -> RequestHead:
     if len(target) > bounds.target:
         raise ProtocolError("target-too-long", f"the request target exceeds {bounds.target} bytes")
     headers, special = _fields(text, line.end(), bounds, "client")
-    length, chunked = _framing(special, minor, "client")
+    chunked = _framing(special, minor, "client")
     nominated, keep_alive = _connection(special, minor)
     host = special.get("host")
     if host is None and minor == 1:
@@ -159,7 +209,6 @@ def parse_request_head(data: bytes, bounds: Bounds) -> RequestHead:
     return RequestHead(
         minor,
         headers,
-        length,
         chunked,
         nominated,
         keep_alive,
@@ -171,30 +220,20 @@ def parse_request_head(data: bytes, bounds: Bounds) -> RequestHead:
     )
 
 
-def parse_response_head(data: bytes, bounds: Bounds) -> ResponseHead:
-    """Check and take apart a whole response head, its empty line included."""
-    text = _decode(data, "server")
+def _parse_response_head(text: str, bounds: Bounds) -> ResponseHead:
     line = _STATUS_LINE.match(text)
     if line is None:
         raise ProtocolError("status-line", "the database's status line is not HTTP/1.0 or 1.1", "server")
     minor, status = int(line.group(1)), int(line.group(2))
     headers, special = _fields(text, line.end(), bounds, "server")
-    length, chunked = _framing(special, minor, "server")
+    chunked = _framing(special, minor, "server")
     nominated, keep_alive = _connection(special, minor)
     encoding = special.get("content-encoding")
     if encoding is not None and encoding.lower() in ("", "identity"):
         encoding = None
-    return ResponseHead(
-        minor, headers, length, chunked, nominated, keep_alive, status, line.group(3) or "", encoding
-    )
-
-
-def _decode(data: bytes, side: Side) -> str:
-    # Every CR must be in a CRLF and every LF too; counting is the cheapest exact proof of it.
-    ends = data.count(b"\r\n")
-    if data.count(b"\n") != ends or data.count(b"\r") != ends:
-        raise ProtocolError("bare-line-end", "a bare CR or LF in the head", side)
-    return data.decode("latin-1")
+    phrase = line.group(3) or ""
+    events = special.get("content-type", "").startswith("text/event-stream")
+    return ResponseHead(minor, headers, chunked, nominated, keep_alive, status, phrase, encoding, events)
 
 
 def _fields(text: str, start: int, bounds: Bounds, side: Side) -> tuple[Headers, dict[str, str]]:
@@ -220,22 +259,20 @@ def _fields(text: str, start: int, bounds: Bounds, side: Side) -> tuple[Headers,
     return headers, special
 
 
-def _framing(special: dict[str, str], minor: int, side: Side) -> tuple[int | None, bool]:
-    length = special.get("content-length")
+def _framing(special: dict[str, str], minor: int, side: Side) -> bool:
+    """Whether the body is chunked. A content-length that is still there is a second or a malformed one."""
     coding = special.get("transfer-encoding")
-    if coding is not None:
-        if length is not None:
+    if "content-length" in special:
+        if coding is not None:
             raise ProtocolError("length-and-chunked", "content-length beside transfer-encoding", side)
-        if coding != "chunked":
-            raise ProtocolError("transfer-encoding", "the only transfer-encoding accepted is chunked", side)
-        if minor == 0:
-            raise ProtocolError("chunked-in-1.0", "transfer-encoding in an HTTP/1.0 message", side)
-        return None, True
-    if length is None:
-        return None, False
-    if _LENGTH.fullmatch(length) is None:
-        raise ProtocolError("content-length", "content-length is not a plain decimal number", side)
-    return int(length), False
+        raise ProtocolError("content-length", "content-length is not one plain decimal number", side)
+    if coding is None:
+        return False
+    if coding != "chunked":
+        raise ProtocolError("transfer-encoding", "the only transfer-encoding accepted is chunked", side)
+    if minor == 0:
+        raise ProtocolError("chunked-in-1.0", "transfer-encoding in an HTTP/1.0 message", side)
+    return True
 
 
 def _connection(special: dict[str, str], minor: int) -> tuple[frozenset[str], bool]:
@@ -273,7 +310,7 @@ def _explain_fields(text: str, start: int, side: Side) -> ProtocolError:
             return ProtocolError("obs-fold", "a header line is folded over two lines", side)
         if colon and name[-1:] in (" ", "\t"):
             return ProtocolError("space-before-colon", "white space before a header's colon", side)
-        if not colon or re.fullmatch(_TOKEN, name) is None:
+        if not colon or re.fullmatch(_NAME, name) is None:
             return ProtocolError("header-name", "a header name is not a token", side)
         if re.fullmatch(r"[\t\x20-\x7e\x80-\xff]*", value) is None:
             return ProtocolError("header-value", "a control character in a header value", side)

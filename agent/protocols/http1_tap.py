@@ -18,8 +18,8 @@ from agent.protocols.http import Engine, Lookup, Refusal, Request
 from agent.protocols.http1_answer import Arriving
 from agent.protocols.http1_body import BodyReader, ChunkedBody, CloseBody, LengthBody
 from agent.protocols.http1_exchange import Exchange, Recorder
-from agent.protocols.http1_form import own_response, recorded_response
-from agent.protocols.http1_head import HeadBuffer, parse_request_head, parse_response_head
+from agent.protocols.http1_form import own_response, recorded_request
+from agent.protocols.http1_head import HeadBuffer, request_heads, response_heads
 from agent.protocols.opaque import OpaqueSession, Tally
 from agent.protocols.session import Bounds, Judge, Output, ProtocolError, Result
 from agent.protocols.target import parse_target
@@ -41,6 +41,8 @@ class Http1Tap:
         self._cleared = 0  # of those, how many may go
         self._heads = HeadBuffer(self._bounds, "client")
         self._answer_heads = HeadBuffer(self._bounds, "server")
+        self._parser = request_heads(self._bounds)
+        self._answer_parser = response_heads(self._bounds)
         self._reader: BodyReader | None = None
         self._current: Exchange | None = None  # its request is not whole
         self._waiting: deque[Exchange] = deque()  # their answers are not whole, in order
@@ -186,13 +188,13 @@ class Http1Tap:
                 self._current = self._reader = None
 
     def _begin(self, out: Output, data: bytes) -> None:
-        head = parse_request_head(data, self._bounds)
+        head, length = self._parser.parse(data)
         if head.method == "CONNECT":
             raise ProtocolError("connect", "CONNECT makes the connection a tunnel")
         if len(self._waiting) >= MAX_WAITING:
             raise ProtocolError("pipelined", f"more than {MAX_WAITING} requests wait for their answers")
         self._count += 1
-        exchange = Exchange(self._count, head, size=len(data))
+        exchange = Exchange(self._count, head, length, size=len(data))
         try:
             exchange.target = target = parse_target(head.target, head.host, head.method)
             exchange.request = Request(head.method, target.path, target.segments, target.query, head.headers)
@@ -201,15 +203,16 @@ class Http1Tap:
             exchange.request = Request(head.method, head.target, (), (), head.headers)
             exchange.target = replace(exchange.target, path=head.target)
             self._cannot_tell(exchange, error.message)
+        exchange.recorded = recorded_request(head, exchange.target, self._recorder.credentials)
         if head.chunked:
             self._reader = ChunkedBody(self._bounds, "client")
-        elif head.length:
-            self._reader = LengthBody(head.length)
+        elif length:
+            self._reader = LengthBody(length)
         else:
             self._judge_whole(out, exchange)
             return
         self._current = exchange
-        if head.expect or (head.length or 0) > self._held_bound(exchange):
+        if head.expect or (length or 0) > self._held_bound(exchange):
             self._judge_head(out, exchange)
 
     def _take_pieces(self, out: Output, exchange: Exchange, pieces: list[bytes], used: int) -> None:
@@ -302,7 +305,7 @@ class Http1Tap:
                 self._complete(out, exchange, arriving)
 
     def _begin_answer(self, exchange: Exchange, data: bytes) -> Arriving | None:
-        head = parse_response_head(data, self._bounds)
+        head, length = self._answer_parser.parse(data)
         if head.status == 101:
             raise ProtocolError("upgrade", "the connection changed its protocol", "server")
         if head.status < 200:
@@ -311,18 +314,18 @@ class Http1Tap:
         if not exchange.head_only and head.status not in (204, 304):
             if head.chunked:
                 reader = ChunkedBody(self._bounds, "server")
-            elif head.length is None:
+            elif length is None:
                 reader = CloseBody()
-            elif head.length:
-                reader = LengthBody(head.length)
-        self._arriving = arriving = Arriving(head, reader)
+            elif length:
+                reader = LengthBody(length)
+        self._arriving = arriving = Arriving(head, length, reader)
         return arriving
 
     def _keep(self, out: Output, exchange: Exchange, arriving: Arriving, pieces: list[bytes]) -> None:
         """Keep a copy for the record; what is released before the whole is known leaves its hash first."""
         for piece in pieces:
             arriving.size += len(piece)
-            arriving.rolling.update(piece)
+            arriving.passes(piece)
         whole = arriving.reader is not None and arriving.reader.done
         if not whole or arriving.passed:
             for piece in pieces:
@@ -338,26 +341,10 @@ class Http1Tap:
         self._arriving = None
         head, body = arriving.head, b"".join(arriving.pieces)
         if len(body) == arriving.size:
-            self._recorder.answered(
-                out, exchange, head.status, head.headers, body, head.encoding, self._bounds.body, None
-            )
+            self._recorder.answered(out, exchange, head, body, self._bounds.body, None)
             result = out.records[-1]
             full = exchange.verdict is not None and exchange.verdict.level == "full"
             if full and arriving.passed and isinstance(result, Result):
                 result.body = None  # it is in the chunks
             return
-        digest = arriving.rolling.digest()
-        names = self._recorder.credentials
-        out.records.append(
-            Result(
-                n=exchange.n,
-                outcome="answered",
-                status=head.status,
-                head=recorded_response(head.headers, names),
-                body=None,
-                sha256=digest,
-                bytes=arriving.size,
-                released_sha256=digest,
-                released_bytes=arriving.size,
-            )
-        )
+        self._recorder.streamed(out, exchange, head, arriving.size, arriving.digest, None)
