@@ -49,6 +49,11 @@ class Exchange:
     informational: int = 0
 
     @property
+    def touched(self) -> bool:
+        """The answer must be read before it is released: also when it is not known what was decided."""
+        return self.verdict is None or self.verdict.touches_answer
+
+    @property
     def head_only(self) -> bool:
         return self.head is not None and self.head.method == "HEAD"
 
