@@ -71,6 +71,8 @@ class Owner(Protocol):
 
     async def identify(self, question: Identify) -> Subject: ...
 
+    def admitted(self, member: Member, fresh: bool) -> None: ...
+
     def present(self, member: Member, message: Present) -> None: ...
 
     def joined(self, member: Member) -> None: ...
@@ -165,6 +167,7 @@ class Crew:
             return None
         self.members[member.slot] = member
         self._slots.exempt(member.cgroup_id)
+        self._owner.admitted(member, fresh=not list_segments(self._streams / member.stream))
         self._provide(member)
         member.send(self._owner.snapshot())
         member.send(Welcome(member.stream, self._host, self._boot, member.slot))

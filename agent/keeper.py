@@ -123,6 +123,9 @@ class Keeper:
             _complain(f"identity: {type(error).__name__}: {error}")
             return _nobody(f"identity failed: {type(error).__name__}")
 
+    def admitted(self, member: Member, fresh: bool) -> None:
+        self.notary.stream_started(member.stream, fresh)
+
     def present(self, member: Member, message: Present) -> None:
         self.notary.present(member.stream, message.blocks)
 
@@ -394,8 +397,8 @@ class Keeper:
                 _complain(f"checkpoint: {error}")
 
     async def _checkpoint(self) -> None:
-        signed = await self.notary.checkpoint(self._counters(), self.rulebook.hash)
-        for stream, seq in signed:
+        signed = await self.notary.checkpoint(self._counters())
+        for stream, seq in signed.items():
             self.crew.sign(stream, seq)
 
     def _counters(self) -> dict[str, int]:
@@ -433,7 +436,7 @@ class Keeper:
         await asyncio.gather(*ticking, return_exceptions=True)
         with contextlib.suppress(OSError):
             await self._checkpoint()
-        self.notary.close()
+        self.notary.close(self._counters())
         loop.remove_reader(self._listener.fileno())
         loop.remove_reader(self.steering.events.fileno())
         self.crew.close()

@@ -23,6 +23,7 @@ from agent.protocols.session import Abort, Intent, Opaque, Output, ProtocolError
 from policy.model import RecordMode, Subject
 
 DIAL_TIMEOUT = 10.0  # seconds for the database to answer a SYN on this host
+LINGER = 2.0  # seconds in which a refused client may read why
 HIGH_WATER = 1 << 20  # bytes queued on one side before the other is paused
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
@@ -118,6 +119,10 @@ class Relay:
         client.set_write_buffer_limits(HIGH_WATER)
         client.pause_reading()
         self._start_task = asyncio.get_running_loop().create_task(self._start())
+
+    @property
+    def is_open(self) -> bool:
+        return self._client is not None
 
     # -- from accept to the first byte -------------------------------------------------------------
 
@@ -318,15 +323,28 @@ class Relay:
 
     def _finish(self) -> None:
         """Everything recorded is written and released: close what is still open."""
-        for side in (self._client, self._server):
-            if side is not None:
-                side.close()
+        if self._server is not None:
+            self._server.close()
+        if self._client is not None:
+            self._close_client(self._client)
         self._client = self._server = None
         self._session = None
         if self._opened:
             self._opened = False
             self.host.journal.close_session(self.id, self.tally.summary(self, self._closing or "closed"))
         self.host.forget(self)
+
+
+    def _close_client(self, client: asyncio.Transport) -> None:
+        """Close so that the last bytes arrive: with unread input a close would reset and lose them.
+
+        The client's own end of file closes earlier (``ClientSide.eof_received``).
+        """
+        if client.is_closing() or not client.can_write_eof():
+            client.close()
+            return
+        client.write_eof()
+        asyncio.get_running_loop().call_later(LINGER, client.abort)
 
 
 class Tally:
@@ -397,7 +415,7 @@ class ClientSide(asyncio.Protocol):
         if self._relay is None:
             return False
         self._relay.client_eof()
-        return True
+        return self._relay.is_open
 
     def pause_writing(self) -> None:
         if self._relay is not None:

@@ -22,8 +22,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from agent.card import session_card
 from agent.engines import make_engine
 from agent.evidence.recorder import Presented, Recorder
@@ -46,11 +44,12 @@ from agent.messages import (
     Present,
     Refused,
     Segment,
+    Settings,
     Signed,
     Snapshot,
     Welcome,
 )
-from agent.protocols.choose import open_session
+from agent.protocols.choose import open_session, open_tunnel
 from agent.protocols.http import Engine
 from agent.protocols.session import Bounds, Session
 from agent.relay import ClientSide, Refuse, Relay, address_of
@@ -177,10 +176,12 @@ class Worker:
         subject = relay.subject
         if subject is None:
             raise RuntimeError("a session before its subject")
+        if self.bind(subject, relay.guard.name).tunnel(relay.guard.engine, time.time()) is not None:
+            return open_tunnel("a tunnel rule covers it")
         judge = SessionJudge(self, subject, relay.guard.name, time.time, self.report_bug)
-        settings = self._settings()
-        bounds = Bounds(body=settings.max_body)
-        return open_session(held.engine, judge, bounds, relay.guard.mode, relay.guard.credential)
+        bounds = Bounds(body=self._settings().max_body)
+        credential = relay.guard.credential or None
+        return open_session(held.engine, judge, relay.guard.name, relay.guard.mode, bounds, credential)
 
     def card(self, relay: Relay) -> dict[str, Any]:
         if relay.subject is None:
@@ -401,7 +402,7 @@ class Worker:
 
     # -- life --------------------------------------------------------------------------------------
 
-    def _settings(self) -> msgspec.Struct | Any:
+    def _settings(self) -> Settings:
         if self._snapshot is None:
             raise RuntimeError("no snapshot yet")
         return self._snapshot.settings

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ledger as the agent's loop uses it: one thread of its own, nothing waits for the disk but that thread.
+
+Owns the thread, the order of what goes to the ledger, and what ``status`` says of evidence. Bias: what the
+ledger refuses is complained about and counted, never dropped in silence; unsigned evidence then makes strict
+rules deny (``agent/evidence/recorder.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from agent.config import Evidence
+from agent.evidence.frames import AdminFrame, BypassFrame, Frame, PolicyFrame
+from agent.evidence.ledger import BlockDigest, Ledger, LedgerError, PresentError
+from agent.evidence.recovery import recover
+from agent.evidence.retention import Retention
+from agent.evidence.segment import list_segments
+
+T = TypeVar("T")
+RETENTION_EVERY = 60.0
+
+
+def boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+class Notary:
+    """Every method returns at once; the work is done in order on the ledger's thread."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self.host = os.uname().nodename
+        self.boot = boot_id()
+        self.root = evidence.dir
+        self.streams = evidence.dir / "streams"
+        self._evidence = evidence
+        self._thread = ThreadPoolExecutor(1, "ledger")
+        self._ledger: Ledger | None = None
+        self._heads: dict[str, int] = {}  # presented
+        self._signed: dict[str, int] = {}
+        self._epoch = 0
+        self._failures = 0
+        self._key_break = False
+        self._retention_due = 0.0
+
+    def masking_key(self) -> bytes:
+        """The key of `hmac` masks: made once, so that a value has the same token in every record."""
+        folder = self.root / "keys"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = folder / "mask.key"
+        try:
+            key = file.read_bytes()
+        except FileNotFoundError:
+            key = secrets.token_bytes(32)
+            fd = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "wb") as made:
+                made.write(key)
+        if len(key) != 32:
+            raise LedgerError(f"{file}: not a key of 32 bytes")
+        return key
+
+    def start(self) -> None:
+        """Recover what a crash left, then continue the ledger. Raises LedgerError, KeyFileError, OSError."""
+        self.streams.mkdir(mode=0o750, exist_ok=True)
+        self._ledger = self._thread.submit(self._open).result()
+        self._key_break = self._ledger.key_break
+        if self._key_break:
+            self._complain("the signing key that the last checkpoint announced is not here: a key break is recorded")
+
+    def _open(self) -> Ledger:
+        ledger = Ledger(self.root, host=self.host, boot=self.boot)
+        for frame in recover(self.root, ledger):
+            ledger.append(frame)
+        return ledger
+
+    # -- what workers wrote ------------------------------------------------------------------------
+
+    def stream_started(self, stream: str, fresh: bool) -> None:
+        def begin(ledger: Ledger) -> None:
+            if fresh:
+                ledger.start_stream(stream)
+            else:
+                self._signed[stream] = ledger.adopt_stream(stream)
+
+        self._submit(begin)
+
+    def present(self, stream: str, blocks: tuple[BlockDigest, ...]) -> None:
+        def extend(ledger: Ledger) -> None:
+            self._heads[stream] = ledger.present(stream, blocks)
+
+        self._submit(extend)
+
+    def stream_left(self, stream: str) -> None:
+        def retire(ledger: Ledger) -> None:
+            for frame in recover(self.root, ledger, stream):
+                ledger.append(frame)
+            ledger.retire_stream(stream)
+
+        self._submit(retire)
+
+    # -- what the agent says -----------------------------------------------------------------------
+
+    def policy(self, hash_: str, source: Mapping[str, str], problem: str | None = None) -> None:
+        def append(ledger: Ledger) -> None:
+            if problem is None:
+                ledger.policy = hash_
+            ledger.append(PolicyFrame(**_now(), hash=hash_, source=dict(source), problem=problem))
+
+        self._submit(append)
+
+    def admin(self, act: str, who: dict[str, Any], detail: dict[str, Any]) -> None:
+        self._append(AdminFrame(**_now(), act=act, who=who, detail=detail))
+
+    def bypass(self, detail: dict[str, Any]) -> None:
+        self._append(BypassFrame(**_now(), detail=detail))
+
+    def _append(self, frame: Frame) -> None:
+        self._submit(lambda ledger: ledger.append(frame))
+
+    # -- signing -----------------------------------------------------------------------------------
+
+    async def checkpoint(self, counters: Mapping[str, int]) -> dict[str, int]:
+        """End the epoch when it is due. Returns the signed seq of each stream, {} where nothing was."""
+
+        def sign(ledger: Ledger) -> dict[str, int]:
+            return ledger.checkpoint(counters) if ledger.due() else {}
+
+        try:
+            signed = await asyncio.wrap_future(self._run(sign))
+        except LedgerError as error:
+            self._failures += 1
+            self._complain(str(error))
+            return {}
+        if signed or self._ledger is not None:
+            self._epoch = self._ledger.last.epoch if self._ledger and self._ledger.last else self._epoch
+        self._signed.update(signed)
+        self._retire_old()
+        return signed
+
+    def _retire_old(self) -> None:
+        now = time.monotonic()
+        if now < self._retention_due:
+            return
+        self._retention_due = now + RETENTION_EVERY
+        keep, most = self._evidence.keep, self._evidence.max_size
+
+        def clean(ledger: Ledger) -> None:
+            Retention(self.root, ledger, keep_seconds=keep, max_bytes=most).run()
+
+        self._submit(clean)
+
+    def close(self, counters: Mapping[str, int]) -> None:
+        """The last frames, CLOSE, and the end of the thread."""
+        ledger = self._ledger
+        if ledger is not None:
+            try:
+                self._run(lambda held: held.close("stop", counters)).result(timeout=30)
+            except (LedgerError, OSError, TimeoutError) as error:
+                self._complain(f"the ledger could not be closed: {error}")
+        self._thread.shutdown(wait=True)
+
+    # -- the thread --------------------------------------------------------------------------------
+
+    def _run(self, work: Callable[[Ledger], T]) -> Future[T]:
+        def run() -> T:
+            if self._ledger is None:
+                raise LedgerError("the ledger is not open")
+            return work(self._ledger)
+
+        return self._thread.submit(run)
+
+    def _submit(self, work: Callable[[Ledger], object]) -> None:
+        self._run(work).add_done_callback(self._done)
+
+    def _done(self, future: Future[object]) -> None:
+        error = future.exception()
+        if error is None:
+            return
+        self._failures += 1
+        if isinstance(error, (LedgerError, PresentError, OSError)):
+            self._complain(str(error))
+        else:
+            self._complain(f"bug: {type(error).__name__}: {error}")
+
+    def _complain(self, text: str) -> None:
+        print(f"vecward: ledger: {text}", file=sys.stderr, flush=True)
+
+    # -- status ------------------------------------------------------------------------------------
+
+    def document(self) -> dict[str, Any]:
+        """The evidence part of ``vecward status``."""
+        usage = shutil.disk_usage(self.root)
+        streams = [
+            {"stream": stream, "seq": seq, "signed": self._signed.get(stream, 0)}
+            for stream, seq in sorted(self._heads.items())
+        ]
+        return {
+            "dir": str(self.root),
+            "epoch": self._epoch,
+            "streams": streams,
+            "unsigned": sum(max(0, s["seq"] - s["signed"]) for s in streams),  # type: ignore[operator]
+            "bytes": _used(self.root),
+            "free": usage.free,
+            "append_only": False,
+            "key_break": self._key_break,
+            "failures": self._failures,
+        }
+
+
+def _used(root: Path) -> int:
+    folders = [root / "ledger", *(root / "streams").glob("*")]
+    return sum(path.stat().st_size for folder in folders for _, path in list_segments(folder))
+
+
+def _now() -> dict[str, int]:
+    return {"at": time.time_ns(), "up": time.clock_gettime_ns(time.CLOCK_BOOTTIME)}
