@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Strict JSON bodies: one reading, or none.
+
+Owns the only JSON reader that requests pass. It refuses what two parsers could read differently
+(RFC 8259 section 4: duplicate names; escaped names that need no escape; lone surrogates; anything
+outside the grammar, NaN included), so that bytes forwarded unchanged mean to the database what was
+judged. It must not know any engine's fields. Bias: in doubt it refuses.
+
+Long arrays of plain numbers (vectors) are cut out first, byte by byte, and stand in the tree as
+`msgspec.Raw`. Each is replaced by the token ``NaN``, which is not JSON: a body that holds those three
+letters anywhere is read whole instead. The decoder reports every such token that stands where a value
+may stand, in order, so when it reports as many as were cut, each cut was a value outside any string;
+when not (the numbers stood inside a string), the body is read whole. Cut bytes hold number
+characters and white space only, so cutting them cannot move a string or an object.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Any, Final
+
+import msgspec
+
+from agent.protocols.http import Refusal
+
+MAX_DEPTH: Final = 64  # of nesting; deeper filters have no use, and servers' own bounds are 128
+MAX_BYTES: Final = 64 * 1024 * 1024  # as Bounds.body; a second door
+LONG: Final = 96  # bytes from which an array of numbers is cut out unread
+DIGEST_MIN: Final = 8  # numbers from which an array counts as a vector in recorded forms
+
+_NUMERIC: Final = b"0123456789+-.eE, \t\r\n"
+_ESCAPE: Final = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
+_STRING: Final = re.compile(rb'"((?:[^"\\]|\\.)*)"([ \t\r\n]*:)?', re.DOTALL)
+_NEEDLESS: Final = frozenset(range(0x20, 0x7F)) - {0x22, 0x5C}  # code points no encoder must escape
+_BRACKETS: Final = bytes(b for b in range(256) if b not in b"[]{}")
+_STEP: Final = {0x5B: 1, 0x7B: 1, 0x5D: -1, 0x7D: -1}
+
+Raw = msgspec.Raw
+Tree = Any  # dict | list | str | int | bool | None | Raw (a float, or a cut array)
+
+
+class BodyRefusal(Refusal):
+    """The body has more than one reading, or none."""
+
+
+def cut_arrays(raw: bytes, least: int = LONG) -> tuple[list[bytes], list[bytes]]:
+    """Innermost arrays of number characters of at least `least` bytes, and what lies between.
+
+    Returns n + 1 pieces around n cuts. Says nothing of whether a cut stands inside a string.
+    """
+    pieces: list[bytes] = []
+    cuts: list[bytes] = []
+    done = 0
+    at = raw.find(b"[")
+    while at >= 0:
+        end = raw.find(b"]", at)
+        if end < 0:
+            break
+        if end - at >= least:
+            start = raw.rfind(b"[", at, end)
+            if end - start >= least and not raw[start + 1 : end].translate(None, _NUMERIC):
+                pieces.append(raw[done:start])
+                cuts.append(raw[start : end + 1])
+                done = end + 1
+        at = raw.find(b"[", end)
+    pieces.append(raw[done:])
+    return pieces, cuts
+
+
+class StrictReader:
+    """Decodes one body at a time; not for threads (a worker has one)."""
+
+    def __init__(self) -> None:
+        self._cuts: list[bytes] = []
+        self._next = 0
+        self._decoder = json.JSONDecoder(
+            object_pairs_hook=self._object, parse_constant=self._constant, parse_float=_number
+        )
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) != len(pairs):
+            seen: set[str] = set()
+            name = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
+            raise BodyRefusal("duplicate-key", f"the JSON body names {name[:80]!r} twice in one object")
+        return made
+
+    def _constant(self, name: str) -> Raw:
+        at = self._next
+        if name != "NaN" or at >= len(self._cuts):
+            raise BodyRefusal("bad-json", f"{name} is not JSON")
+        self._next = at + 1
+        return Raw(self._cuts[at])
+
+    def read(self, raw: bytes) -> Tree:
+        """The tree of a body. Raises BodyRefusal; never anything else."""
+        if len(raw) > MAX_BYTES:
+            raise BodyRefusal("body-too-large", f"the JSON body is over {MAX_BYTES} bytes")
+        if len(raw) >= LONG and b"NaN" not in raw:
+            pieces, cuts = cut_arrays(raw)
+            if cuts:
+                skeleton = b"NaN".join(pieces)
+                try:
+                    tree = self._decode(skeleton, cuts)
+                    if self._next == len(cuts):
+                        return tree
+                except _Unread:
+                    pass  # perhaps numbers inside a string: the whole body decides
+        try:
+            return self._decode(raw, [])
+        except _Unread as error:
+            raise BodyRefusal("bad-json", f"the body is not JSON: {error}") from None
+
+    def _decode(self, skeleton: bytes, cuts: list[bytes]) -> Tree:
+        self._cuts = cuts
+        self._next = 0
+        check_depth(skeleton)
+        try:
+            tree = self._decoder.decode(skeleton.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise _Unread(str(error)[:120]) from None
+        finally:
+            self._cuts = []
+        if b"\\" in skeleton:
+            check_escapes(skeleton)
+        return tree
+
+
+class _Unread(Exception):
+    """This form of the body does not decode."""
+
+
+def _number(text: str) -> Raw:
+    return Raw(text.encode("ascii"))
+
+
+def check_depth(raw: bytes) -> None:
+    """Refuse nesting over MAX_DEPTH, before any recursive decoder meets it."""
+    if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
+        return
+    steps = _STRING.sub(b"", raw).translate(None, _BRACKETS)
+    if max(accumulate(map(_STEP.__getitem__, steps)), default=0) > MAX_DEPTH:
+        raise BodyRefusal("too-deep", f"the JSON body nests deeper than {MAX_DEPTH}")
+
+
+def check_escapes(raw: bytes) -> None:
+    """Refuse needless escapes in names, and lone surrogates anywhere, of a body that decodes.
+
+    Names that must be escaped (quotes, controls) or that a cautious encoder escapes (not ASCII)
+    stay: no structural name of any engine has such a character.
+    """
+    for match in _STRING.finditer(raw):
+        text = match[1]
+        if b"\\" not in text:
+            continue
+        name = match[2] is not None
+        high = -1  # where a high surrogate wants its other half
+        for escape in _ESCAPE.finditer(text):
+            code = int(escape[1], 16) if escape[1] else -1
+            low = 0xDC00 <= code <= 0xDFFF
+            if low != (high == escape.start()) or (high >= 0 and not low):
+                raise BodyRefusal("lone-surrogate", "a string in the JSON body has half a surrogate pair")
+            high = escape.end() if 0xD800 <= code <= 0xDBFF else -1
+            if name and (code in _NEEDLESS or escape[0] == b"\\/"):
+                raise BodyRefusal("escaped-key", "a name in the JSON body hides behind a needless escape")
+        if high >= 0:
+            raise BodyRefusal("lone-surrogate", "a string in the JSON body has half a surrogate pair")
+
+
+def write(tree: Tree) -> bytes:
+    """The one normal form of a tree. Numbers keep the text they came with."""
+    try:
+        return msgspec.json.encode(tree)
+    except (UnicodeEncodeError, RecursionError, TypeError, ValueError) as error:
+        raise BodyRefusal("bad-json", f"the body cannot be written again: {str(error)[:80]}") from None
+
+
+def whole(value: Tree, name: str, default: int | None = None) -> int | None:
+    """A count: a JSON integer of 0 or more, or absent/null. Anything else is refused, not guessed."""
+    if value is None:
+        return default
+    if value.__class__ is not int or value < 0:
+        raise BodyRefusal("bad-number", f"{name} must be a whole number of 0 or more")
+    return value
+
+
+def is_array(value: Tree) -> bool:
+    """An array, read or cut."""
+    return value.__class__ is list or (value.__class__ is Raw and bytes(value)[:1] == b"[")
+
+
+def is_vector(value: Tree) -> bool:
+    """A flat array of numbers, read or cut."""
+    if value.__class__ is list:
+        return all(v.__class__ is int or (v.__class__ is Raw and bytes(v)[:1] != b"[") for v in value)
+    return value.__class__ is Raw and bytes(value)[:1] == b"["
+
+
+_floats: Final = msgspec.json.Decoder(list[float])
+
+
+def norm(vector: Tree) -> float | None:
+    """The length of a query vector; None where it is none."""
+    if not is_vector(vector):
+        return None
+    try:
+        return math.hypot(*_floats.decode(vector if vector.__class__ is Raw else write(vector)))
+    except (msgspec.DecodeError, ValueError, OverflowError):
+        return None
+
+
+def digest(raw: bytes) -> tuple[bytes, int]:
+    """A recorded form: each vector outside strings as ``{"dim":N,"sha256":"..."}``, and how many.
+
+    For bytes of any origin: where the quotes do not add up nothing is cut after that place.
+    """
+    pieces, cuts = cut_arrays(raw, 2 * DIGEST_MIN + 1)
+    if not cuts:
+        return raw, 0
+    done: list[bytes] = []
+    count = 0
+    for outside, piece, cut in _outside(pieces, cuts):
+        done.append(piece)
+        if cut is None:
+            continue
+        dim = cut.count(b",") + 1
+        if outside and dim >= DIGEST_MIN:
+            count += 1
+            sha = hashlib.sha256(cut).hexdigest().encode()
+            done.append(b'{"dim":%d,"sha256":"%s"}' % (dim, sha))
+        else:
+            done.append(cut)
+    return b"".join(done), count
+
+
+def _outside(pieces: list[bytes], cuts: list[bytes]) -> Iterator[tuple[bool, bytes, bytes | None]]:
+    """Each piece and the cut after it, with whether the cut stands outside any string.
+
+    Counts unescaped quotes: cuts hold none, and an escape cannot straddle one (a backslash before
+    ``[`` is no JSON).
+    """
+    inside = False
+    for piece, cut in zip(pieces, [*cuts, None], strict=True):
+        plain = _ESCAPE.sub(b"", piece) if b"\\" in piece else piece
+        inside ^= bool(plain.count(b'"') & 1)
+        yield not inside, piece, cut

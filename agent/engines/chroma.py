@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chroma's REST API v2 as an `Engine`.
+
+Owns names: a data request carries a collection's UUID, and 1.5.9 serves it whatever tenant and
+database its path names, so the UUID is resolved where its path says it is and is ``*`` when it is
+not there. A collection is called by its name alone in the default tenant and database, else
+``tenant/database/name`` with slashes in the first two percent-encoded. Bias: refuse or ``unknown``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Final
+from urllib.parse import quote
+
+import msgspec
+
+from agent.engines import chroma_answers, chroma_rewrite
+from agent.engines.body import StrictReader, Tree, digest, norm, write
+from agent.engines.chroma_requests import READERS, Ask, as_object
+from agent.engines.chroma_routes import BY_NAME, TABLE
+from agent.engines.names import Names
+from agent.engines.routes import UNKNOWN, Spec
+from agent.protocols.http import Answer, Lookup, Refusal, Request, Response, Route
+from policy.model import ANY_COLLECTION, Action, Operation, Verdict
+
+DEFAULT_TENANT: Final = "default_tenant"
+DEFAULT_DATABASE: Final = "default_database"
+_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_EVERYTHING: Final = frozenset({ANY_COLLECTION})
+_TENANT, _DATABASE, _COLLECTION = 3, 5, 7  # places of path segments
+_BY_ID: Final = 8
+Key = tuple[str, str, str]
+
+
+class _Collection(msgspec.Struct):
+    id: str
+    name: str
+    tenant: str
+    database: str
+
+
+_collection = msgspec.json.Decoder(_Collection)
+
+
+def qualify(tenant: str, database: str, name: str) -> str:
+    """What a policy calls a collection."""
+    if tenant == DEFAULT_TENANT and database == DEFAULT_DATABASE:
+        return name
+    return "/".join((quote(tenant, safe=" "), quote(database, safe=" "), name))
+
+
+class ChromaEngine:
+    name = "chroma"
+    credential_headers = frozenset({"x-chroma-token", "authorization"})
+    masked_fields_known = frozenset({"payload", "metadata", "metadatas", "documents", "uris"})
+
+    def __init__(self, guard: str, *, hmac_key: bytes, clock: Callable[[], float]) -> None:
+        self._guard = guard
+        self._key = hmac_key
+        self._reader = StrictReader()
+        self._names: Names[Key, str] = Names(clock)
+        self._last: tuple[bytes, Tree] | None = None
+
+    def route(self, request: Request) -> Route:
+        line = TABLE.find(request)
+        return UNKNOWN if line is None else line.route
+
+    # What is asked.
+
+    def operation(self, request: Request, route: Route) -> Operation | Lookup:
+        line = TABLE.named(route) if route.known else None
+        size = len(request.body or b"")
+        if line is None:
+            method, acts = f"{request.method} (unknown)", frozenset({Action.UNKNOWN})
+            return Operation(self.name, self._guard, method, acts, _EVERYTHING, bytes=size)
+        found = self._collections(request, line)
+        if isinstance(found, Lookup):
+            return found
+        if line.kind not in READERS:
+            return Operation(self.name, self._guard, route.method, line.actions, found, bytes=size)
+        if request.body is None and route.streamable:
+            return Operation(self.name, self._guard, route.method, line.actions, found, partial=True)
+        body = as_object(self._read(request.body or b""))
+        ask = READERS[line.kind](body)
+        return self._operation(request, route, ask, found | self._others(request, ask), size)
+
+    def _operation(
+        self, request: Request, route: Route, ask: Ask, collections: frozenset[str], size: int
+    ) -> Operation:
+        return Operation(
+            self.name,
+            self._guard,
+            route.method,
+            ask.actions,
+            collections,
+            ask.top_k,
+            ask.unbounded,
+            ask.offset,
+            ask.vectors,
+            ask.fields,
+            frozenset(ask.probed),
+            False,
+            ask.filtered,
+            ask.carries_filter,
+            ask.queries,
+            ask.rows,
+            size,
+        )
+
+    def _read(self, raw: bytes) -> Tree:
+        self._last = None
+        tree = self._reader.read(raw)
+        self._last = (raw, tree)
+        return tree
+
+    def _collections(self, request: Request, line: Spec) -> frozenset[str] | Lookup:
+        match line.kind:
+            case "everything" | "list":
+                return _EVERYTHING
+            case "crn":
+                names = request.segments[3].split(":")
+                return frozenset({qualify(*names)}) if len(names) == 3 else _EVERYTHING
+            case "" | "create":
+                return frozenset()
+        segments = request.segments
+        tenant, database = segments[_TENANT], segments[_DATABASE]
+        if line.kind in BY_NAME:
+            return frozenset({qualify(tenant, database, segments[_COLLECTION])})
+        uuid = segments[_BY_ID if line.kind == "by-id" else _COLLECTION].lower()
+        if not _UUID.fullmatch(uuid):
+            raise Refusal("bad-uuid", "a collection is named by its UUID, 8-4-4-4-12 hexadecimal digits")
+        known = self._names.get((tenant, database, uuid))
+        return self._lookup(tenant, database, uuid) if known is None else frozenset({known})
+
+    def _others(self, request: Request, ask: Ask) -> frozenset[str]:
+        segments = request.segments
+        return frozenset(qualify(segments[_TENANT], segments[_DATABASE], name) for name in ask.also)
+
+    # Names.
+
+    def _lookup(self, tenant: str, database: str, uuid: str) -> Lookup:
+        segments = ("api", "v2", "tenants", tenant, "databases", database, "collections", "by-id", uuid)
+        path = "/" + "/".join(quote(part, safe="") for part in segments)
+        request = Request("GET", path, segments, (), (("accept", "application/json"),))
+        return Lookup(request, uuid)
+
+    def learn(self, lookup: Lookup, response: Response) -> None:
+        segments = lookup.request.segments
+        key = (segments[_TENANT], segments[_DATABASE], lookup.key)
+        if not self._take_names(response):
+            self._names.put(key, ANY_COLLECTION)
+        elif self._names.get(key) is None:
+            self._names.put(key, ANY_COLLECTION)  # the answer was about another collection
+
+    def _take_names(self, response: Response) -> bool:
+        if response.status not in (200, 201):
+            return False
+        try:
+            found = _collection.decode(response.body)
+        except (msgspec.DecodeError, ValueError, RecursionError):
+            return False
+        key = (found.tenant, found.database, found.id.lower())
+        self._names.put(key, qualify(found.tenant, found.database, found.name))
+        return True
+
+    def _pass_by(self, operation: Operation, kind: str, response: Response) -> None:
+        if operation.actions & {Action.SCHEMA, Action.ADMIN}:
+            self._names.forget()
+        if kind in ("create", "describe", "by-id"):
+            self._take_names(response)
+
+    # Bringing it under the verdict.
+
+    def rewrite(self, request: Request, operation: Operation, verdict: Verdict) -> Request:
+        line = TABLE.find(request)
+        if operation.actions & {Action.SCHEMA, Action.ADMIN}:
+            self._names.forget()
+        if line is None or line.kind not in READERS or request.body is None:
+            if verdict.clamps:
+                raise Refusal("clamp", "this request cannot be cut to the policy's limits")
+            return request
+        raw = request.body
+        last, self._last = self._last, None  # the tree is changed in place: it must not be found again
+        tree = last[1] if last is not None and last[0] is raw else self._reader.read(raw)
+        if not chroma_rewrite.rewrite(line.kind, as_object(tree), verdict):
+            return request
+        return Request(
+            request.method, request.path, request.segments, request.query, request.headers, write(tree)
+        )
+
+    def mask(self, request: Request, operation: Operation, verdict: Verdict, response: Response) -> Answer:
+        line = TABLE.find(request)
+        kind = "unknown" if line is None else line.kind
+        self._pass_by(operation, kind, response)
+        return chroma_answers.mask(kind, verdict, response, self._key, lambda: self._norms(kind, request))
+
+    def _norms(self, kind: str, request: Request) -> list[float | None]:
+        if kind != "query" or request.body is None:
+            return []
+        embeddings = as_object(self._read(request.body)).get("query_embeddings")
+        return [norm(vector) for vector in embeddings] if isinstance(embeddings, list) else []
+
+    def observe(self, request: Request, operation: Operation, response: Response) -> Answer:
+        line = TABLE.find(request)
+        kind = "unknown" if line is None else line.kind
+        self._pass_by(operation, kind, response)
+        ids, rows = chroma_answers.seen(kind, response)
+        return Answer(response.body, ids, rows)
+
+    def refuse(self, status: int, reason: str, message: str, rule: str | None) -> Response:
+        """As rust/frontend's ErrorResponse: chromadb raises its ChromaError with our message."""
+        name = {400: "InvalidArgumentError", 403: "AuthorizationError"}.get(status, "ChromaError")
+        body = msgspec.json.encode({"error": name, "message": message})
+        return Response(status, (("content-type", "application/json"),), body)
+
+    def digest(self, body: bytes) -> tuple[bytes, int]:
+        return digest(body)

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chroma's answers: columns of equal length, one list per query for query and search.
+
+Owns what an answer holds and where; `Veil` owns what is masked. Array lengths never change: clients
+zip the columns. Bias: an answer of another shape than the documented one is not released.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from agent.engines.chroma_rewrite import carries
+from agent.engines.splice import read_answer
+from agent.engines.veil import Veil
+from agent.protocols.http import Answer, Refusal, Response
+from policy.model import Verdict
+
+MAX_IDS: Final = 10_000  # kept for evidence from one answer
+_NESTED: Final = frozenset({"query", "search"})
+_ROWS: Final = frozenset({"query", "search", "get"})
+_COLUMNS: Final = ("documents", "uris")
+_SCORES: Final = ("distances", "scores")
+
+
+class _Ids(msgspec.Struct):
+    ids: list[Any]
+
+
+_ids_decoder = msgspec.json.Decoder(_Ids)
+_list_decoder = msgspec.json.Decoder(list[Any])
+
+
+def seen(kind: str, response: Response) -> tuple[tuple[str, ...], int]:
+    """Ids (at most MAX_IDS) and the number of rows of an unchanged answer. Never raises."""
+    if kind not in _ROWS or not 200 <= response.status < 300:
+        return (), 0
+    try:
+        return _flatten(_read_ids(response.body))
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return (), 0
+
+
+def _read_ids(body: bytes) -> list[Any]:
+    """The ids alone. The server writes them first; a quote inside a string is escaped, so the bytes
+    that end the column cannot stand inside an id."""
+    if body.startswith(b'{"ids":['):
+        end = body.find(b'],"')
+        if end >= 0:
+            return _list_decoder.decode(body[7 : end + 1])
+    return _ids_decoder.decode(body).ids
+
+
+def _flatten(ids: list[Any]) -> tuple[tuple[str, ...], int]:
+    flat: list[Any] = []
+    for entry in ids:
+        if isinstance(entry, list):
+            flat += entry
+        else:
+            flat.append(entry)
+    return tuple(map(str, flat[:MAX_IDS])), len(flat)
+
+
+def mask(
+    kind: str, verdict: Verdict, response: Response, key: bytes, norms: Callable[[], list[float | None]]
+) -> Answer:
+    """The answer under its verdict. Raises Refusal when it cannot be told what it holds.
+
+    `norms` tells the norm of each query vector; asked only where scores are coarsened.
+    """
+    veil = Veil(verdict, key)
+    if not 200 <= response.status < 300 or kind not in _ROWS:
+        if 200 <= response.status < 300 and kind in ("conditional-get", "unknown"):
+            raise Refusal("unproven-answer", "the answer of this request cannot be masked")
+        return _mask_other(veil, response)
+    veil.skip_text(response.body)
+    reading = read_answer(response.body, opens_numbers=veil.reads_text)
+    tree = reading.tree
+    if not isinstance(tree, dict) or not isinstance(tree.get("ids"), list):
+        raise Refusal("unproven-answer", "the database's answer is not of the known form")
+    nested = kind in _NESTED
+    _check_filter(verdict, tree, nested)
+    _strip_vectors(verdict, veil, tree)
+    _mask_columns(veil, tree, nested)
+    if veil.reads_scores:
+        _coarsen(veil, tree, norms() if nested else [])
+    ids, rows = _flatten(tree["ids"])
+    taken = veil.masked()
+    body = reading.write(tree) if taken or reading.changed else response.body
+    return Answer(body, ids, rows, taken)
+
+
+def _mask_other(veil: Veil, response: Response) -> Answer:
+    """Errors and answers without rows: their texts may still repeat what a row holds."""
+    if not veil.reads_text or not response.body:
+        return Answer(response.body)
+    try:
+        tree = msgspec.json.decode(response.body)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        text = veil.text(response.body.decode("utf-8", "replace"))
+        return Answer(text.encode() if veil.counts else response.body, masks=veil.masked())
+    done = veil.text(tree)
+    return Answer(msgspec.json.encode(done) if veil.counts else response.body, masks=veil.masked())
+
+
+def _cells(tree: dict[str, Any], name: str, nested: bool, change: Callable[[Any], Any]) -> None:
+    column = tree.get(name)
+    if column is None:
+        return
+    if not isinstance(column, list):
+        raise Refusal("unproven-answer", f"{name} in the database's answer is not a list")
+    if not nested:
+        tree[name] = [change(cell) for cell in column]
+        return
+    done: list[Any] = []
+    for entry in column:
+        if entry is not None and not isinstance(entry, list):
+            raise Refusal("unproven-answer", f"{name} in the database's answer is not a list of lists")
+        done.append(None if entry is None else [change(cell) for cell in entry])
+    tree[name] = done
+
+
+def _check_filter(verdict: Verdict, tree: dict[str, Any], nested: bool) -> None:
+    """Rows that show their metadata must carry the mandatory values."""
+    if not verdict.filters:
+        return
+
+    def check(metadata: Any) -> Any:
+        held = metadata if isinstance(metadata, dict) else {}
+        if not all(carries(held, key, value) for key, value in verdict.filters):
+            raise Refusal("filter-broken", "the database returned a row outside the policy's filter")
+        return metadata
+
+    _cells(tree, "metadatas", nested, check)
+
+
+def _strip_vectors(verdict: Verdict, veil: Veil, tree: dict[str, Any]) -> None:
+    if verdict.vectors:
+        return
+    held = tree.get("embeddings")
+    if held is not None and (not isinstance(held, list) or any(entry is not None for entry in held)):
+        tree["embeddings"] = [None] * len(held) if "select" in tree and isinstance(held, list) else None
+        veil.take("vectors", "drop", len(held) if isinstance(held, list) else 1)
+    include = tree.get("include")
+    if isinstance(include, list) and "embeddings" in include:
+        tree["include"] = [column for column in include if column != "embeddings"]
+        veil.take("include", "drop")
+
+
+def _mask_columns(veil: Veil, tree: dict[str, Any], nested: bool) -> None:
+    if veil.reads_payload:
+        _cells(tree, "metadatas", nested, veil.payload)
+    for name in _COLUMNS:
+        if not veil.shows(name):
+            held = tree.get(name)
+            if held is not None:
+                veil.take("fields", "drop", len(held))
+                _cells(tree, name, nested, lambda cell: None)
+        elif veil.masks_column(name):
+            _cells(tree, name, nested, lambda cell, name=name: veil.column(name, cell))  # type: ignore[misc]
+    if veil.reads_text:
+        _cells(tree, "ids", nested, veil.text)
+
+
+def _coarsen(veil: Veil, tree: dict[str, Any], norms: list[float | None]) -> None:
+    for name in _SCORES:
+        column = tree.get(name)
+        if column is None:
+            continue
+        if not isinstance(column, list):
+            raise Refusal("unproven-answer", f"{name} in the database's answer is not a list")
+        for at, entry in enumerate(column):
+            norm = norms[at] if at < len(norms) else None
+            scores = entry if isinstance(entry, list) else []
+            column[at] = [veil.score(score, norm) for score in scores] if entry is not None else None

@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the bodies of Chroma's requests ask for.
+
+Pure functions from a decoded body to `Ask`. A key that the server would ignore is not ignored here:
+a newer server may read it, so the request is ``unknown`` too. Bias: a shape that is not the
+documented one is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from agent.engines.body import Raw, Tree, is_array, whole
+from agent.protocols.http import Refusal
+from policy.model import Action
+
+QUERY_INCLUDE: Final = ("metadatas", "documents", "distances")  # rust/types/src/api_types.rs, IncludeList
+GET_INCLUDE: Final = ("metadatas", "documents")
+DEFAULT_RESULTS: Final = 10  # of a query
+KNN_LIMIT: Final = 16  # of a $knn, execution/operator.rs default_knn_limit
+MAX_RANK_DEPTH: Final = 48
+_COLUMNS: Final = frozenset({"distances", "documents", "embeddings", "metadatas", "uris"})
+_SELECT: Final = {
+    "#document": "documents",
+    "#embedding": "embeddings",
+    "#metadata": "metadatas",
+    "#score": "distances",
+}
+_FIELDS_OF_TEXT: Final = {"#document": "documents", "#uri": "uris"}
+_ANY_FIELD: Final = "*"
+
+
+@dataclass(slots=True)
+class Ask:
+    """What a body adds to an operation; the names are those of `policy.model.Operation`."""
+
+    actions: frozenset[Action]
+    top_k: int | None = None
+    unbounded: bool = False
+    offset: int | None = None
+    vectors: bool = False
+    fields: frozenset[str] | None = None
+    probed: set[str] = field(default_factory=set)
+    filtered: bool = False
+    carries_filter: bool = False
+    queries: int = 0
+    rows: int = 0
+    also: tuple[str, ...] = ()  # other collections it names, unqualified
+
+
+def as_object(body: Tree) -> dict[str, Tree]:
+    if body.__class__ is not dict:
+        raise Refusal("bad-body", "the request body must be a JSON object")
+    return body
+
+
+def _listed(body: dict[str, Tree], key: str) -> list[Tree] | None:
+    value = body.get(key)
+    if value is None:
+        return None
+    if value.__class__ is Raw and is_array(value):
+        raise Refusal("bad-body", f"{key} must be an array of strings")
+    if value.__class__ is not list:
+        raise Refusal("bad-body", f"{key} must be an array")
+    return value
+
+
+def _rows(body: dict[str, Tree], key: str) -> int:
+    value = _listed(body, key)
+    return 0 if value is None else len(value)
+
+
+def _text(body: dict[str, Tree], key: str) -> str:
+    value = body.get(key)
+    if value.__class__ is not str or not value:
+        raise Refusal("bad-body", f"{key} must be a name")
+    return value
+
+
+def _known(ask: Ask, body: dict[str, Tree], keys: frozenset[str]) -> Ask:
+    if not body.keys() <= keys:
+        ask.actions |= {Action.UNKNOWN}
+    return ask
+
+
+def walk_where(where: Tree, probed: set[str]) -> None:
+    """Collect the metadata fields a ``where`` reads (rust/types/src/where_parsing.rs, parse_where)."""
+    for key, value in as_object(where).items():
+        if key in ("$and", "$or"):
+            if value.__class__ is not list:
+                raise Refusal("bad-filter", f"{key} must be an array")
+            for member in value:
+                walk_where(member, probed)
+        elif key == "#id":
+            continue
+        elif key.startswith("$"):
+            probed.add(_ANY_FIELD)
+        else:
+            probed.add(_FIELDS_OF_TEXT.get(key, key))
+
+
+def _filters(ask: Ask, body: dict[str, Tree]) -> None:
+    where, text = body.get("where"), body.get("where_document")
+    if where is not None:
+        walk_where(where, ask.probed)
+        ask.filtered = True
+    if text is not None:
+        as_object(text)
+        ask.probed.add("documents")
+        ask.filtered = True
+
+
+def _include(ask: Ask, body: dict[str, Tree], default: tuple[str, ...]) -> None:
+    asked = body.get("include")
+    columns = (
+        set(default) if asked is None else {c for c in _listed(body, "include") or () if c.__class__ is str}
+    )
+    if asked is not None and (len(columns) != len(set(map(str, asked))) or not columns <= _COLUMNS):
+        ask.actions |= {Action.UNKNOWN}
+    ask.vectors = "embeddings" in columns
+    ask.fields = None if "metadatas" in columns else frozenset(columns & {"documents", "uris"})
+
+
+_GET_KEYS: Final = frozenset({"ids", "where", "where_document", "limit", "offset", "include"})
+
+
+def read_get(body: dict[str, Tree]) -> Ask:
+    ids, limit = _listed(body, "ids"), whole(body.get("limit"), "limit")
+    ask = Ask(frozenset({Action.SCAN if ids is None else Action.READ}), carries_filter=True)
+    if ids is None:
+        ask.top_k, ask.unbounded = limit, limit is None
+    else:
+        ask.top_k = len(ids) if limit is None else min(len(ids), limit)
+    ask.offset = whole(body.get("offset"), "offset")
+    _filters(ask, body)
+    _include(ask, body, GET_INCLUDE)
+    return _known(ask, body, _GET_KEYS)
+
+
+def read_conditional_get(body: dict[str, Tree]) -> Ask:
+    """Newer than 1.5.9: read like ``get``; its answer is not known well enough to be filtered."""
+    ask = read_get({key: value for key, value in body.items() if key in _GET_KEYS})
+    ask.actions |= {Action.UNKNOWN} if not body.keys() <= _GET_KEYS else frozenset()
+    ask.carries_filter = False
+    return ask
+
+
+_QUERY_KEYS: Final = frozenset({"ids", "where", "where_document", "query_embeddings", "n_results", "include"})
+
+
+def read_query(body: dict[str, Tree]) -> Ask:
+    embeddings = body.get("query_embeddings")
+    if embeddings.__class__ is not list or not all(map(is_array, embeddings)):
+        raise Refusal("bad-body", "query_embeddings must be an array of vectors")
+    each = whole(body.get("n_results"), "n_results", DEFAULT_RESULTS) or 0
+    ids = _listed(body, "ids")
+    most = each if ids is None else min(each, len(ids))
+    ask = Ask(
+        frozenset({Action.SEARCH}), top_k=most * len(embeddings), queries=len(embeddings), carries_filter=True
+    )
+    _filters(ask, body)
+    _include(ask, body, QUERY_INCLUDE)
+    return _known(ask, body, _QUERY_KEYS)
+
+
+def _knns(rank: Tree, depth: int = 0) -> Iterator[dict[str, Tree]]:
+    """Every ``$knn`` anywhere in a rank expression."""
+    if depth > MAX_RANK_DEPTH:
+        raise Refusal("too-deep", f"the rank expression nests deeper than {MAX_RANK_DEPTH}")
+    if rank.__class__ is dict:
+        for key, value in rank.items():
+            if key == "$knn":
+                yield as_object(value)
+            else:
+                yield from _knns(value, depth + 1)
+    elif rank.__class__ is list:
+        for member in rank:
+            yield from _knns(member, depth + 1)
+
+
+_SEARCH_KEYS: Final = frozenset({"filter", "rank", "group_by", "limit", "select"})
+_KNN_KEYS: Final = frozenset({"query", "key", "limit", "default", "return_rank"})
+
+
+def _section(search: dict[str, Tree], key: str) -> dict[str, Tree]:
+    value = search.get(key)
+    return {} if value is None else as_object(value)
+
+
+def _read_one_search(ask: Ask, search: dict[str, Tree]) -> None:
+    _known(ask, search, _SEARCH_KEYS)
+    if _section(search, "filter"):
+        walk_where(search["filter"], ask.probed)
+        ask.filtered = True
+    ranked = 0
+    for knn in _knns(search.get("rank")):
+        ranked += 1
+        _known(ask, knn, _KNN_KEYS)
+        if knn.get("key", "#embedding") != "#embedding":
+            ask.probed.add(str(knn["key"]))
+    ask.queries += ranked
+    ask.actions |= {Action.SEARCH if ranked else Action.SCAN}
+    limits = _known_section(ask, search, "limit", frozenset({"limit", "offset"}))
+    limit, offset = whole(limits.get("limit"), "limit"), whole(limits.get("offset"), "offset")
+    ask.unbounded |= limit is None
+    ask.top_k = (ask.top_k or 0) + (limit or 0)
+    if offset is not None:
+        ask.offset = max(ask.offset or 0, offset)
+    _read_select(ask, _known_section(ask, search, "select", frozenset({"keys"})))
+    _read_groups(ask, _known_section(ask, search, "group_by", frozenset({"keys", "aggregate"})))
+
+
+def _known_section(ask: Ask, search: dict[str, Tree], key: str, keys: frozenset[str]) -> dict[str, Tree]:
+    section = _section(search, key)
+    _known(ask, section, keys)
+    return section
+
+
+def _read_select(ask: Ask, select: dict[str, Tree]) -> None:
+    names: set[str] = set(ask.fields or ())
+    for key in _listed(select, "keys") or ():
+        if key.__class__ is not str:
+            raise Refusal("bad-body", "select.keys must be names")
+        ask.vectors |= key == "#embedding"
+        names.add(_SELECT.get(key, key))
+    ask.fields = frozenset(names - {"embeddings", "distances"})
+
+
+def _read_groups(ask: Ask, groups: dict[str, Tree]) -> None:
+    for key in _listed(groups, "keys") or ():
+        ask.probed.add(key if key.__class__ is str else _ANY_FIELD)
+    for aggregate in _section(groups, "aggregate").values():
+        for key in _listed(as_object(aggregate), "keys") or ():
+            if key != "#score":
+                ask.probed.add(key if key.__class__ is str else _ANY_FIELD)
+
+
+def read_search(body: dict[str, Tree]) -> Ask:
+    ask = Ask(frozenset(), fields=frozenset(), carries_filter=True)
+    searches = _listed(body, "searches")
+    if searches is None:
+        raise Refusal("bad-body", "searches must be an array")
+    for search in searches:
+        _read_one_search(ask, as_object(search))
+    if not searches:
+        ask.actions |= {Action.SEARCH}
+    if ask.unbounded:
+        ask.top_k = None
+    if ask.fields is not None and "metadatas" in ask.fields:
+        ask.fields = None
+    return _known(ask, body, frozenset({"searches", "read_level"}))
+
+
+_WRITE_KEYS: Final = frozenset({"ids", "embeddings", "metadatas", "documents", "uris"})
+
+
+def read_add(body: dict[str, Tree]) -> Ask:
+    """``add`` leaves rows that exist alone, so a filter holds when each new row carries its value."""
+    return _known(
+        Ask(frozenset({Action.WRITE}), rows=_rows(body, "ids"), carries_filter=True), body, _WRITE_KEYS
+    )
+
+
+def read_write(body: dict[str, Tree]) -> Ask:
+    return _known(Ask(frozenset({Action.WRITE}), rows=_rows(body, "ids")), body, _WRITE_KEYS)
+
+
+def read_delete(body: dict[str, Tree]) -> Ask:
+    """The server takes ids and where together, and means both (1.5.9)."""
+    ask = Ask(frozenset({Action.DELETE}), rows=_rows(body, "ids"), carries_filter=True)
+    whole(body.get("limit"), "limit")
+    _filters(ask, body)
+    return _known(ask, body, frozenset({"ids", "where", "where_document", "limit"}))
+
+
+def read_create(body: dict[str, Tree]) -> Ask:
+    keys = frozenset({"name", "configuration", "schema", "metadata", "get_or_create"})
+    return _known(Ask(frozenset({Action.SCHEMA}), also=(_text(body, "name"),)), body, keys)
+
+
+def read_alter(body: dict[str, Tree]) -> Ask:
+    also = () if body.get("new_name") is None else (_text(body, "new_name"),)
+    keys = frozenset({"new_name", "new_metadata", "new_configuration"})
+    return _known(Ask(frozenset({Action.SCHEMA}), also=also), body, keys)
+
+
+def read_fork(body: dict[str, Tree]) -> Ask:
+    ask = Ask(frozenset({Action.SNAPSHOT, Action.SCHEMA}), also=(_text(body, "new_name"),))
+    return _known(ask, body, frozenset({"new_name"}))
+
+
+def read_attach(body: dict[str, Tree]) -> Ask:
+    ask = Ask(frozenset({Action.SNAPSHOT, Action.SCHEMA}), also=(_text(body, "output_collection"),))
+    return _known(ask, body, frozenset({"name", "function_id", "output_collection", "params"}))
+
+
+def read_commit(body: dict[str, Tree]) -> Ask:
+    """Newer than 1.5.9 and not proven here: its members are not judged one by one."""
+    return Ask(frozenset({Action.WRITE, Action.DELETE, Action.UNKNOWN}))
+
+
+def read_detach(body: dict[str, Tree]) -> Ask:
+    return _known(Ask(frozenset({Action.SCHEMA, Action.DELETE})), body, frozenset({"delete_output"}))
+
+
+def read_add_input(body: dict[str, Tree]) -> Ask:
+    """Newer than 1.5.9: it may name another collection by UUID, which is not resolved here."""
+    return Ask(frozenset({Action.SCHEMA, Action.SNAPSHOT, Action.UNKNOWN}))
+
+
+READERS: Final = {
+    "query": read_query,
+    "search": read_search,
+    "get": read_get,
+    "conditional-get": read_conditional_get,
+    "conditional-commit": read_commit,
+    "add": read_add,
+    "upsert": read_write,
+    "update": read_write,
+    "delete": read_delete,
+    "create": read_create,
+    "alter": read_alter,
+    "fork": read_fork,
+    "attach": read_attach,
+    "detach": read_detach,
+    "add-input": read_add_input,
+}

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Strict bodies: the attacks first, then that the fast reader is the slow one."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.engines import body
+from agent.engines.body import BodyRefusal, Raw, StrictReader, digest, write
+
+VECTOR = b"[" + b",".join(b"%.7f" % math.sin(n) for n in range(64)) + b"]"
+
+
+def refused(raw: bytes) -> str:
+    with pytest.raises(BodyRefusal) as caught:
+        StrictReader().read(raw)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"limit":1,"limit":2}',
+        b'{"a":{"b":[{"x":1,"y":2,"x":3}]}}',
+        b'{"limit":1,"\\u006cimit":2}',
+        b'{"vector":' + VECTOR + b',"limit":1,"limit":9}',
+        b'{"vector":' + VECTOR + b',"vector":' + VECTOR + b"}",
+    ],
+)
+def test_a_name_given_twice_is_refused_at_any_depth(raw: bytes) -> None:
+    assert refused(raw) == "duplicate-key"
+
+
+@pytest.mark.parametrize(
+    "raw", [b'{"limi\\u0074":1}', b'{"a":{"wh\\u0065re":{}}}', b'{"a\\/b":1}', b'{"x":"\\n","\\u0061":1}']
+)
+def test_a_name_behind_a_needless_escape_is_refused(raw: bytes) -> None:
+    assert refused(raw) == "escaped-key"
+
+
+def test_names_that_must_be_escaped_pass_and_keep_their_meaning() -> None:
+    tree = StrictReader().read(b'{"gr\\u00f6\\u00dfe":1,"a\\"b":2,"\\ud83d\\ude00":3,"t\\tb":4}')
+    assert tree == {"größe": 1, 'a"b': 2, "😀": 3, "t\tb": 4}
+
+
+@pytest.mark.parametrize(
+    "raw", [b'["\\ud800"]', b'["\\ud800x"]', b'["\\udc00"]', b'["\\ud800\\ud800"]', b'{"\\udfff":1}']
+)
+def test_half_a_surrogate_pair_is_refused(raw: bytes) -> None:
+    assert refused(raw) == "lone-surrogate"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"", b" ", b"{", b"NaN", b'{"a":NaN}', b'{"a":Infinity}', b'{"a":-Infinity}', b'{"a":1}x', b"{'a':1}",
+        b'{"a":01}', b'{"a":+1}', b'{"a":1.}', b'{"a":.5}', b'{"a":0x1}', b'{"a":1,}', b"[1,]", b'{"a" 1}',
+        b'\xef\xbb\xbf{"a":1}', b'{"a":"\xff"}', b'{"a":"\x01"}', b'{"a":1}/* */', b'{"a":"\n"}',
+        '{"a":1}'.encode("utf-16"), b"{" + VECTOR + b":1}", b"1" + VECTOR, VECTOR + VECTOR, b"-" + VECTOR,
+        b'{"v":NaN,"w":' + VECTOR + b"}", b'{"v":Na' + VECTOR + b"}", b'{"a":' + b"1" * 5000 + b"}",
+    ],
+)  # fmt: skip
+def test_what_is_not_json_is_refused(raw: bytes) -> None:
+    assert refused(raw) == "bad-json"
+
+
+def test_nesting_is_bounded_without_recursion() -> None:
+    assert refused(b"[" * 100_000 + b"]" * 100_000) == "too-deep"
+    assert refused(b'{"a":' * 1000 + b"1" + b"}" * 1000) == "too-deep"
+    assert refused(b"[" * 100_000) == "too-deep"
+    deep = b"[" * body.MAX_DEPTH + b"]" * body.MAX_DEPTH
+    StrictReader().read(deep)
+    assert refused(b"[" + deep + b"]") == "too-deep"
+    StrictReader().read(json.dumps({"text": "[{" * 1000}).encode())
+
+
+def test_size_is_bounded() -> None:
+    assert refused(b" " * (body.MAX_BYTES + 1)) == "body-too-large"
+
+
+def test_a_vector_is_kept_as_its_own_bytes() -> None:
+    tree = StrictReader().read(b'{"limit": 3, "vector": ' + VECTOR + b', "x": 1.50}')
+    assert isinstance(tree["vector"], Raw)
+    assert bytes(tree["vector"]) == VECTOR
+    assert write(tree) == b'{"limit":3,"vector":' + VECTOR + b',"x":1.50}'
+
+
+def test_numbers_inside_a_string_are_not_a_vector() -> None:
+    raw = b'{"a":"x' + VECTOR + b'y","b":' + VECTOR + b"}"
+    tree = StrictReader().read(raw)
+    assert tree["a"] == "x" + VECTOR.decode() + "y"
+    assert json.loads(write(tree)) == json.loads(raw)
+
+
+def test_a_reader_that_refused_reads_the_next_body_afresh() -> None:
+    reader = StrictReader()
+    with pytest.raises(BodyRefusal):
+        reader.read(b'{"v":' + VECTOR + b',"a":1,"a":2}')
+    assert reader.read(b'{"a":1}') == {"a": 1}
+    with pytest.raises(BodyRefusal):
+        reader.read(b'{"a":NaN}')
+
+
+@pytest.mark.parametrize("value", [-1, True, "1", Raw(b"1.0"), [], {}, Raw(b"1e3")])
+def test_only_whole_numbers_count(value: object) -> None:
+    with pytest.raises(BodyRefusal):
+        body.whole(value, "limit")
+
+
+def test_a_digest_replaces_vectors_outside_strings_only() -> None:
+    raw = b'{"v":' + VECTOR + b',"s":"\\"' + VECTOR + b'","w":[' + VECTOR + b"," + VECTOR + b'],"k":[1,2]}'
+    cut, count = digest(raw)
+    tree = json.loads(cut)
+    assert count == 3
+    assert tree["v"]["dim"] == 64
+    assert len(tree["v"]["sha256"]) == 64
+    assert tree["s"] == '"' + VECTOR.decode()
+    assert tree["k"] == [1, 2]
+
+
+# The fast reader against the slow one.
+
+NAMES = st.sampled_from(["vector", "a", 'q"', "\\", "ü", "NaN", "[1,2]", VECTOR.decode()])
+TEXTS = st.one_of(
+    st.text(max_size=8), st.just("x" + VECTOR.decode()), st.sampled_from(['"', "\\", "NaN", "[", "]"])
+)
+VECTORS = st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), max_size=40)
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-(2**70), 2**70), TEXTS, VECTORS),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(NAMES, inner, max_size=4)),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(VALUES, st.booleans())
+def test_every_body_reads_as_the_full_parser_reads_it(value: object, ascii_only: bool) -> None:
+    raw = json.dumps(value, ensure_ascii=ascii_only).encode()
+    tree = StrictReader().read(raw)
+    assert json.loads(write(tree)) == value
+    recorded, _ = digest(raw)
+    json.loads(recorded)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    VALUES,
+    st.integers(0, 400),
+    st.sampled_from([b'"', b"\\", b"NaN", b"[", b"]", b",", b"{", b"\\u", VECTOR]),
+)
+def test_a_broken_body_is_read_as_the_full_parser_reads_it_or_refused(
+    value: object, at: int, junk: bytes
+) -> None:
+    raw = json.dumps(value).encode()
+    raw = raw[: at % (len(raw) + 1)] + junk + raw[at % (len(raw) + 1) :]
+    try:
+        tree = StrictReader().read(raw)
+    except BodyRefusal:
+        return
+    assert json.loads(write(tree)) == json.loads(raw)
