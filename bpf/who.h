@@ -89,8 +89,9 @@ static __always_inline __u64 ctime_of(struct inode *inode)
 	struct inode___hidden *hidden = (void *)inode;
 	struct inode___plain *plain = (void *)inode;
 
-	if (bpf_core_field_exists(seconds->i_ctime_sec))
-		return BPF_CORE_READ(seconds, i_ctime_sec) * 1000000000ULL + BPF_CORE_READ(seconds, i_ctime_nsec);
+	if (bpf_core_field_exists(seconds->i_ctime_sec)) /* since 6.13 the top bit of nsec says that somebody looked */
+		return BPF_CORE_READ(seconds, i_ctime_sec) * 1000000000ULL +
+		       (BPF_CORE_READ(seconds, i_ctime_nsec) & 0x7fffffff);
 	if (bpf_core_field_exists(hidden->__i_ctime))
 		return BPF_CORE_READ(hidden, __i_ctime.tv_sec) * 1000000000ULL + BPF_CORE_READ(hidden, __i_ctime.tv_nsec);
 	return BPF_CORE_READ(plain, i_ctime.tv_sec) * 1000000000ULL + BPF_CORE_READ(plain, i_ctime.tv_nsec);

@@ -268,6 +268,15 @@ class Steering:
                 self._put("taken", _U32.pack(bucket), _U32.pack(value & 0xFFFFFFFF))
         return identity
 
+    def pending(self) -> list[tuple[Flow, Identity]]:
+        """Every identity that nobody took yet. Walks the table: for `status` and tests, not per connection."""
+        found = []
+        for key in self._keys("identities", FLOW.size):
+            raw = self._get("identities", key, IDENTITY.size)
+            if raw is not None:
+                found.append((Flow.unpack(key), Identity.unpack(raw)))
+        return found
+
     def candidates(self, saddr: Address, sport: int, daddr: Address, dport: int) -> list[Identity]:
         """Whoever began such a connection in any *other* namespace. Proof of a join is the caller's work."""
         found = []

@@ -112,6 +112,9 @@ def _answer(peer: socket.socket, slot: int, relay: bool) -> None:
         if not relay:
             with contextlib.suppress(OSError):
                 peer.sendall(f"worker {slot}".encode())
+                peer.shutdown(socket.SHUT_WR)
+                while peer.recv(4096):  # closing over unread bytes would reset the answer
+                    pass
             return
         address = peer.getsockname()
         upstream = connect(str(plain(address[0])), address[1])

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who a connection is said to come from, and that nobody can write, take or crowd out another's name."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.kernel.records import FLOW, IDENTITY, Identity, IdentityFlag
+from agent.kernel.steering import Steering
+from tests.kernel.arena import Arena, say
+from tests.kernel.cast import ENFORCE, OBSERVE, PORT, Database, Worker, connect, fill, guard, hold, listen
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def enforced(arena: Arena, steering: Steering) -> Steering:
+    Database(arena, "::")
+    guard(arena, steering, ENFORCE)
+    Worker(arena, steering)
+    return steering
+
+
+def named(steering: Steering, netns: int, sport: int, address: str = "127.0.0.1") -> Identity | None:
+    return steering.identity(netns, ip_address(address), sport, ip_address(address), PORT)
+
+
+def start_ticks(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "::ffff:127.0.0.1", "0.0.0.0", "::"])
+def test_the_record_is_the_callers_and_one_in_every_form(arena: Arena, enforced: Steering, address: str) -> None:
+    client = arena.fork(lambda: hold(address), user=NOBODY)
+    sport, pid = client.said()
+    who = named(enforced, arena.netns.cookie, sport, "::1" if address in ("::1", "::") else "127.0.0.1")
+    assert who is not None
+    stat = Path(f"/proc/{pid}/exe").stat()
+    assert (who.tgid, who.tid, who.uid, who.gid, who.euid) == (pid, pid, NOBODY, NOBODY, NOBODY)
+    assert (who.exe_ino, who.exe_dev, who.exe_ctime) == (stat.st_ino, stat.st_dev, stat.st_ctime_ns)
+    assert who.start // 10**7 == start_ticks(pid)
+    assert (who.parent_tgid, who.parent_start // 10**7) == (os.getpid(), start_ticks(os.getpid()))
+    assert who.cgroup == arena.cgroup_id("clients")
+    assert (who.netns, who.netns_inum) == (arena.netns.cookie, Path(f"/proc/{pid}/ns/net").stat().st_ino)
+    assert who.mntns_inum == Path("/proc/self/ns/mnt").stat().st_ino
+    assert who.userns_inum == Path("/proc/self/ns/user").stat().st_ino
+    assert who.comm == Path(f"/proc/{pid}/comm").read_text().strip()
+    assert who.flags == IdentityFlag(0)
+    assert 0 <= time.clock_gettime_ns(time.CLOCK_BOOTTIME) - who.connected < 60 * 10**9
+
+
+def test_a_thread_is_its_process(arena: Arena, enforced: Steering) -> None:
+    def threaded() -> None:
+        threading.Thread(target=hold, args=("127.0.0.1",)).start()
+        threading.Event().wait()
+
+    sport, pid = arena.fork(threaded, user=NOBODY).said()
+    who = named(enforced, arena.netns.cookie, sport)
+    assert who is not None
+    assert who.tgid == pid
+    assert who.tid != pid
+    assert who.flags == IdentityFlag.THREAD
+
+
+def test_taking_an_identity_removes_it_and_frees_its_place(arena: Arena, enforced: Steering) -> None:
+    sport, pid = arena.fork(lambda: hold("127.0.0.1"), user=NOBODY).said()
+    assert (enforced.in_flight(NOBODY), enforced.in_flight()) == (1, 1)
+    flow: tuple[Any, ...] = (arena.netns.cookie, ip_address("127.0.0.1"), sport, ip_address("127.0.0.1"), PORT)
+    taken = enforced.take_identity(*flow)
+    assert taken is not None
+    assert taken.tgid == pid
+    assert enforced.take_identity(*flow) is None
+    assert (enforced.in_flight(NOBODY), enforced.in_flight()) == (0, 0)
+
+
+def test_an_identity_nobody_asked_for_ends_with_its_socket(arena: Arena, enforced: Steering) -> None:
+    arena.run(lambda: [connect("127.0.0.1") for _ in range(20)], user=NOBODY)
+    assert (enforced.entries()["identities"], enforced.in_flight(NOBODY), enforced.in_flight()) == (0, 0, 0)
+    assert enforced.stats()["identity_closed"] == 20
+
+
+def test_the_same_tuple_in_an_unprivileged_users_own_namespace_changes_nothing(
+    arena: Arena, enforced: Steering
+) -> None:
+    """nobody in `unshare -Urn` with the very addresses and ports of root's connection, before and after it."""
+    source = ("127.0.0.1", 45010)
+
+    def replay() -> None:
+        from tests.kernel.cast import listen
+
+        listen("127.0.0.1", PORT)
+        hold("127.0.0.1", source=source)
+
+    def play() -> int:
+        forged = arena.fork(replay, user=NOBODY, unshare=True)
+        assert forged.said()[0] == 45010
+        return forged.pid
+
+    play()
+    honest = arena.fork(lambda: hold("127.0.0.1", source=source))
+    assert honest.said() == (45010, honest.pid)
+    play()
+    who = named(enforced, arena.netns.cookie, 45010)
+    assert who is not None
+    assert (who.uid, who.tgid) == (0, honest.pid)
+    others = enforced.candidates(ip_address("127.0.0.1"), 45010, ip_address("127.0.0.1"), PORT)
+    assert {one.uid for one in others} == {NOBODY}
+    assert len(others) == 2
+    assert arena.netns.cookie not in {one.netns for one in others}
+
+
+def test_a_user_who_fills_his_share_is_refused_and_others_are_not(arena: Arena, enforced: Steering) -> None:
+    enforced.set_limits(per_user=3, total=1000)
+
+    def many() -> list[str]:
+        held = []
+        for _ in range(5):
+            sock = socket.socket()
+            try:
+                sock.connect(("127.0.0.1", PORT))
+                held.append("connected")
+            except PermissionError:
+                held.append("EPERM")
+            globals().setdefault("_kept", []).append(sock)
+        say(held)
+        threading.Event().wait()
+        return held
+
+    greedy = arena.fork(many, user=NOBODY)
+    assert greedy.said() == ["connected"] * 3 + ["EPERM"] * 2
+    assert arena.run(lambda: connect("127.0.0.1"), user=1) == "worker 0"
+    assert enforced.stats()["connect_refused_cap"] == 2
+    greedy.kill()
+    assert arena.run(lambda: connect("127.0.0.1"), user=NOBODY) == "worker 0"
+
+
+def test_the_limit_of_all_users_refuses_before_the_table_is_full(arena: Arena, enforced: Steering) -> None:
+    enforced.set_limits(per_user=10, total=0)
+    assert arena.run(lambda: [connect("127.0.0.1"), connect("::1")], user=NOBODY) == ["EPERM", "EPERM"]
+    assert arena.run(lambda: connect("127.0.0.1", 7777), user=NOBODY) == "ECONNREFUSED"  # not guarded
+
+
+def test_over_the_limit_an_observed_guard_lets_through_without_a_name(arena: Arena, steering: Steering) -> None:
+    Database(arena)
+    guard(arena, steering, OBSERVE)
+    Worker(arena, steering)
+    steering.set_limits(per_user=0, total=0)
+    assert arena.run(lambda: connect("127.0.0.1"), user=NOBODY) == "worker 0"
+    stats = steering.stats()
+    assert (stats["connect_unrecorded"], stats["identity_missing"], stats["identity_written"]) == (1, 1, 0)
+
+
+def test_a_full_table_is_counted_and_never_opens_the_database(arena: Arena, enforced: Steering) -> None:
+    fill(arena, "identities", FLOW.size, IDENTITY.size)
+    client = arena.fork(lambda: hold("127.0.0.1"), user=NOBODY)
+    sport, _ = client.said()
+    assert named(enforced, arena.netns.cookie, sport) is None  # the proxy refuses it as unattributed
+    stats = enforced.stats()
+    assert (stats["identity_lost"], stats["established_steered"], stats["established_bypass"]) == (1, 1, 0)
+    assert enforced.in_flight(NOBODY) == 0
+
+
+def test_a_socket_that_cannot_hold_the_record_is_refused(arena: Arena, enforced: Steering) -> None:
+    """Socket storage is charged to the socket's option memory: filled by the caller himself."""
+
+    def crowded() -> str:
+        sock = socket.socket()
+        try:
+            Path("/proc/sys/net/core/optmem_max").write_text("64")
+        except OSError:
+            return "not here"
+        try:
+            sock.connect(("127.0.0.1", PORT))
+        except PermissionError:
+            return "EPERM"
+        return "connected"
+
+    answer = arena.run(crowded)
+    if answer == "not here":
+        pytest.skip("option memory cannot be set for a namespace here")
+    assert answer == "EPERM"
+    assert enforced.stats()["connect_refused_memory"] == 1
+
+
+def test_a_client_gone_before_accept_keeps_its_name(arena: Arena, enforced: Steering) -> None:
+    code = f"import socket; s = socket.create_connection(('127.0.0.1', {PORT})); print(s.getsockname()[1])"
+    shell = arena.popen(
+        ["sh", "-c", f"{sys.executable} -c \"{code}\"; exit 0"], user=NOBODY, stdout=subprocess.PIPE
+    )
+    seen: list[Identity] = []
+    deadline = time.monotonic() + 10
+    while shell.poll() is None and time.monotonic() < deadline:
+        seen += [one for one in _all_identities(enforced) if one not in seen]
+    assert shell.stdout is not None
+    shell.stdout.close()
+    assert seen, "no identity was seen while the client lived"
+    who = seen[0]
+    record = enforced.process(who.tgid, who.start)
+    assert record is not None
+    assert (record.filename, record.exe_ino) == (sys.executable, who.exe_ino)
+    assert record.exited > record.executed > 0
+    assert (record.parent_tgid, record.parent_start) == (who.parent_tgid, who.parent_start)
+    above = enforced.process(record.parent_tgid, record.parent_start)
+    assert above is not None
+    assert Path(above.filename).name == "sh"
+    assert above.parent_tgid == os.getpid()
+
+
+def _all_identities(steering: Steering) -> list[Identity]:
+    return [identity for _, identity in steering.pending()]
+
+
+def test_a_fork_keeps_the_name_of_what_it_runs(arena: Arena, enforced: Steering) -> None:
+    code = f"""
+import os, socket, time
+if os.fork() == 0:
+    s = socket.create_connection(('127.0.0.1', {PORT}))
+    print(os.getpid(), s.getsockname()[1], flush=True)
+    time.sleep(60)
+os.wait()
+"""
+    parent = arena.popen([sys.executable, "-c", code], user=NOBODY, stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    pid, sport = map(int, parent.stdout.readline().split())
+    parent.stdout.close()
+    who = named(enforced, arena.netns.cookie, sport)
+    assert who is not None
+    assert (who.tgid, who.parent_tgid) == (pid, parent.pid)
+    record = enforced.process(who.tgid, who.start)
+    assert record is not None
+    assert (record.filename, record.exited, record.parent_tgid) == (sys.executable, 0, parent.pid)
