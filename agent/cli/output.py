@@ -21,6 +21,7 @@ import msgspec
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
@@ -107,34 +108,50 @@ def span(seconds: float | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Column(Generic[T]):
-    """One column of a table: shown from a console width of `at` on; the least wide tables keep `at=0`.
+    """One column of a table.
 
-    `cell` gives a value, or a Text that is styled already. `fold` breaks long values, else they end in ….
+    `cell` gives a value, or a Text that is styled already. Where the screen is too narrow, columns go in the
+    order of `drop`, the highest first; 0 stays. `keep`: never shortened; else down to `least`, and then
+    folded (`fold`) or ended in ….
     """
 
     title: str
     cell: Callable[[T], object]
-    at: int = 0
+    drop: int = 0
     right: bool = False
     fold: bool = False
     style: str = ""
-    ratio: int | None = None
-    keep: bool = False  # never shortened
+    keep: bool = False
+    least: int = 10
 
 
-def table(columns: Sequence[Column[T]], rows: Iterable[T], screen: Console, title: str | None = None) -> Table:
-    """A table of those columns for which the console is wide enough."""
-    shown = [c for c in columns if screen.width >= c.at]
-    made = Table(box=box.SIMPLE_HEAD, title=None if title is None else Text(clean(title)), title_justify="left",
-                 title_style="bold", pad_edge=False, header_style="bold", expand=False)  # fmt: skip
-    for column in shown:
+def table(columns: Sequence[Column[T]], rows: Iterable[T], screen: Console) -> Table:
+    """A table of those columns for which the screen is wide enough."""
+    lines = [[c if isinstance(c := column.cell(row), Text) else text(c) for column in columns] for row in rows]
+    least = [_least(column, [line[i] for line in lines]) for i, column in enumerate(columns)]
+    shown = list(range(len(columns)))
+    while sum(least[i] + 2 for i in shown) > screen.width and any(columns[i].drop for i in shown):
+        shown.remove(max(shown, key=lambda i: columns[i].drop))
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for i in shown:
+        column = columns[i]
         overflow: Literal["fold", "ellipsis"] = "fold" if column.fold else "ellipsis"
         made.add_column(column.title, justify="right" if column.right else "left", overflow=overflow,
-                        no_wrap=column.keep or not column.fold, style=column.style, ratio=column.ratio)  # fmt: skip
-    for row in rows:
-        cells = (column.cell(row) for column in shown)
-        made.add_row(*(c if isinstance(c, Text) else text(c) for c in cells))
+                        no_wrap=not column.fold, style=column.style, min_width=least[i])  # fmt: skip
+    for line in lines:
+        made.add_row(*(line[i] for i in shown))
     return made
+
+
+def _least(column: Column[Any], cells: list[Text]) -> int:
+    """The fewest screen cells that this column is of use with."""
+    natural = max([len(column.title), *(cell.cell_len for cell in cells)])
+    return natural if column.keep else min(natural, max(column.least, len(column.title)))
+
+
+def heading(title: str, screen: Console) -> None:
+    """A bold line with a rule after it, no wider than one reads."""
+    screen.print(Rule(text(title, "bold"), style="dim", align="left"), width=min(screen.width, 100))
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> Table:

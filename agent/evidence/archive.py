@@ -16,7 +16,7 @@ from pathlib import Path
 
 from agent.evidence.assemble import Assembler, Tally, session_of
 from agent.evidence.blocks import FormatError, Located, located, read_blocks
-from agent.evidence.frames import LEDGER, SegmentFrame, SessionEndFrame, SessionFrame
+from agent.evidence.frames import LEDGER, OpaqueFrame, SegmentFrame, SessionEndFrame, SessionFrame
 from agent.evidence.segment import is_stream_id, list_segments, segment_name
 from agent.evidence.views import Exchange, Session
 
@@ -151,7 +151,7 @@ class Archive:
     def _session_in(self, stream: str, session: str) -> Session | None:
         card: Located | None = None
         end: SessionEndFrame | None = None
-        tally, last, segment = Tally(), 0, None
+        tally, last, segment, protocol = Tally(), 0, None, None
         assembler = Assembler(stream)
         for batch in self.scan(stream, bodies=False):
             for item in batch.frames:
@@ -165,11 +165,13 @@ class Archive:
                     card = item
                 elif isinstance(frame, SessionEndFrame):
                     end = frame
+                elif isinstance(frame, OpaqueFrame):
+                    protocol = frame.protocol
                 for exchange in assembler.take(item):
                     tally.add(exchange)
         for exchange in assembler.rest():
             tally.add(exchange)
-        return None if card is None else session_of(stream, card, segment, tally, end, last)
+        return None if card is None else session_of(stream, card, segment, tally, end, last, protocol=protocol)
 
     def exchanges(self, session: str, stream: str | None = None, places: Iterable[Place] | None = None) -> Iterator[Exchange]:
         """A session's exchanges by the order of their ends, those without one last.

@@ -221,8 +221,12 @@ def _trace(verdict: VerdictPart | None, pieces: Pieces, end: ResultFrame | Abort
 
 
 def session_of(stream: str, card: Located | None, segment: SegmentFrame | None, tally: Tally,
-               end: SessionEndFrame | None, last: int, session: str | None = None) -> Session:  # fmt: skip
-    """The session of its first frame, its numbers and its end. Without a card only what is counted is known."""
+               end: SessionEndFrame | None, last: int, session: str | None = None,
+               protocol: str | None = None) -> Session:  # fmt: skip
+    """The session of its first frame, its numbers and its end. Without a card only what is counted is known.
+
+    `protocol` is what an OPAQUE frame or the index says of the connection.
+    """
     if card is not None and isinstance(card.frame, SessionFrame):
         known, reasons = read_card(card.frame.card)
         name, started, first = card.frame.session, card.frame.at, card.seq
@@ -232,9 +236,16 @@ def session_of(stream: str, card: Located | None, segment: SegmentFrame | None, 
     if segment is not None:
         known.setdefault("host", segment.host)
         known.setdefault("boot", segment.boot)
+    ending = end.summary if end is not None else {}
+    if isinstance(ending.get("protocol"), str):
+        known["protocol"] = ending["protocol"]
+    if protocol is not None:
+        known["protocol"] = protocol
+    if known.get("protocol") is not None:
+        known.setdefault("tls", known["protocol"] == "tls")
     counted = {f: getattr(tally, f) for f in tally.__dataclass_fields__}
     for name_ in ("bytes_in", "bytes_out"):  # of the wire where the end says so: an opaque session has no exchanges
-        value = end.summary.get(name_) if end is not None else None
+        value = ending.get(name_)
         if isinstance(value, int) and not isinstance(value, bool):
             counted[name_] = value
     return Session(session=name, started=started, ended=end.at if end is not None else None, **known, **counted,

@@ -174,6 +174,9 @@ class Intake:
         sid = self._touch(frame.session, item, segment)
         wire = tuple(v if isinstance(v, int) and not v >> 50 else None for v in (frame.summary.get("bytes_in"), frame.summary.get("bytes_out")))
         self._ends.append((frame.at, *wire, sid))
+        protocol = frame.summary.get("protocol")
+        if isinstance(protocol, str):
+            self._protocols.append((protocol, sid))
 
     def _touch(self, session: str, item: Located, segment: int) -> int:
         sid = self._sid(session, segment)
@@ -234,7 +237,8 @@ class Intake:
 
     def _shape_of(self, shape: int) -> Shape:
         key = self._db.execute("SELECT key FROM shapes WHERE id = ?", (shape,)).fetchone()[0]
-        return msgspec.msgpack.decode(key, type=Shape)
+        shape_: Shape = msgspec.msgpack.decode(key, type=Shape)
+        return shape_
 
     def _chunk(self, frame: ChunkFrame, item: Located, segment: int, offset: int) -> None:
         sid = self._touch(frame.session, item, segment)

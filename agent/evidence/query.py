@@ -72,7 +72,7 @@ class Query:
         return [self._session(row) for row in reversed(rows)]
 
     def session(self, name: str) -> Session:
-        """By id, the beginning of one (4 characters or more), or id@stream. Raises ArchiveError."""
+        """By id, the beginning or end of one (4 characters or more), or id@stream. Raises ArchiveError."""
         return self._session(self._row(name))
 
     def find(self, stream: str, session: str) -> Session | None:
@@ -88,6 +88,7 @@ class Query:
         if not rows and len(session) >= 4:
             top = session[:-1] + chr(min(ord(session[-1]) + 1, 0x10FFFF))
             rows = self._db.execute(base + "s.session >= ? AND s.session < ? LIMIT 20", (session, top)).fetchall()
+            rows = rows or self._db.execute(base + "substr(s.session, ?) = ? LIMIT 20", (-len(session), session)).fetchall()
         rows = [r for r in rows if not stream or r["stream_name"].startswith(stream)]
         if not rows:
             raise ArchiveError(f"no session {name}", "vecward sessions lists them")
@@ -105,13 +106,12 @@ class Query:
             end = SessionEndFrame(at=row["ended"], up=0, session=row["session"],
                                   summary={"bytes_in": row["wire_in"], "bytes_out": row["wire_out"]})  # fmt: skip
         if row["card"] is None:
-            return session_of(stream, None, None, tally, end, row["last"], row["session"])
+            return session_of(stream, None, None, tally, end, row["last"], row["session"], row["protocol"])
         card = msgspec.msgpack.decode(row["card"], type=dict[str, Any])
         card.setdefault("host", row["host"])
         card.setdefault("boot", row["boot"])
-        card["protocol"] = row["protocol"]
         frame = SessionFrame(at=row["started"] or 0, up=0, session=row["session"], card=card)
-        return session_of(stream, Located(row["first"], 0, frame), None, tally, end, row["last"])
+        return session_of(stream, Located(row["first"], 0, frame), None, tally, end, row["last"], protocol=row["protocol"])
 
     def _stream(self, number: int) -> str:
         if number not in self._streams:
@@ -132,6 +132,13 @@ class Query:
             found = self._exchange(session, row)
             if found is not None:
                 yield found
+
+    def marks(self, session: Session, wanted: Filter = Filter()) -> Iterator[tuple[int, int | None, str]]:
+        """Number, time and verdict of each exchange that matches, from the index alone."""
+        where, values = _exchange_terms(wanted)
+        rows = self._db.execute(f"SELECT e.n, e.at, h.verdict FROM exchanges e JOIN shapes h ON h.id = e.shape WHERE e.sid = ? {where} "
+                                "ORDER BY e.n", (self._sid(session), *values))  # fmt: skip
+        yield from ((r[0], r[1], r[2]) for r in rows)
 
     def exchange(self, session: Session, n: int) -> Exchange:
         """One exchange. Raises ArchiveError, also where its blocks cannot be read."""
