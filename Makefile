@@ -12,7 +12,7 @@ setup: ## what building and testing needs, by apt and pip (says what; quick when
 servers: ## setup, and the venvs of the real databases and their clients
 	@packaging/dev/setup servers
 bpf: setup ## the BPF object
-	@if [ -e bpf/Makefile ]; then $(MAKE) --no-print-directory -C bpf; else echo "bpf: nothing to build yet"; fi
+	@if [ -e bpf/Makefile ]; then $(MAKE) -s --no-print-directory -C bpf; else echo "bpf: nothing to build yet"; fi
 demo: servers bpf ## Vecward on a real Chroma, in a network namespace of its own (HOST=1: on this host)
 	@$(PY) -m tests.demo $(ARGS)
 test: servers bpf ## every ring of tests that this machine can run, and why others were skipped

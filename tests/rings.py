@@ -59,6 +59,7 @@ def run(name: str, paths: list[Path], budget: float, *, full: bool, arguments: l
     with tempfile.TemporaryDirectory(prefix="vwtest-rings-") as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", "-o", "junit_logging=no"]
+        command.append("--continue-on-collection-errors")  # one broken file hides no other
         command += ["--color=yes" if sys.stdout.isatty() else "--color=no", *map(str, paths), *arguments]
         environment = os.environ | {"VECWARD_TEST_SIZE": "full" if full else "small"}
         status = _stream(command, environment, budget, outcome)
