@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
-from agent.identity.record import UNSET_ID, ExecRecord, FileId, KernelRecord
+from ipaddress import ip_address
+
+from agent.identity.identifier import Sources
+from agent.identity.record import UNSET_ID, ExecRecord, FileId, FourTuple, KernelRecord
 from agent.kernel.records import Identity, IdentityFlag, ProcessRecord
+from agent.kernel.steering import Steering
 
 
 def kernel_record(identity: Identity) -> KernelRecord:
@@ -45,3 +49,24 @@ def exec_record(tgid: int, start_ns: int, process: ProcessRecord) -> ExecRecord:
         parent_tgid=process.parent_tgid or None,
         parent_start_ns=process.parent_start or None,
     )
+
+
+def sources(steering: Steering) -> Sources:
+    """The kernel part's maps as the identifier asks them. A record that is looked up is taken: its
+    entry is deleted, so that it can answer for one connection only."""
+
+    def lookup(netns_cookie: int, flow: FourTuple) -> KernelRecord | None:
+        client, server = ip_address(flow.client_addr), ip_address(flow.server_addr)
+        found = steering.take_identity(netns_cookie, client, flow.client_port, server, flow.server_port)
+        return kernel_record(found) if found is not None else None
+
+    def candidates(flow: FourTuple) -> list[KernelRecord]:
+        client, server = ip_address(flow.client_addr), ip_address(flow.server_addr)
+        found = steering.candidates(client, flow.client_port, server, flow.server_port)
+        return [kernel_record(identity) for identity in found]
+
+    def executed(tgid: int, start_ns: int) -> ExecRecord | None:
+        found = steering.process(tgid, start_ns)
+        return exec_record(tgid, start_ns, found) if found is not None else None
+
+    return Sources(lookup, candidates, executed)

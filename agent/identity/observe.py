@@ -8,10 +8,13 @@ process can delay comes last, so that a caller who stops waiting keeps what is t
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from agent.identity.attest import (
+    FOREIGN,
     NOT_COMPARABLE,
     Attested,
     KnownExecutables,
@@ -26,19 +29,28 @@ from agent.identity.digest import Digest, Digests
 from agent.identity.hierarchy import Hierarchy
 from agent.identity.process import (
     ENDED,
+    MAX_PARENTS,
     Ancestor,
     ProcessGone,
     Reading,
+    climb,
     open_process,
+    read_cgroups,
+    read_groups,
+    read_links,
     read_memory,
-    read_process,
+    say_gone,
+    text,
     ticks_of,
+    tty_name,
 )
 from agent.identity.record import UNSET_ID, ExecRecord, FileId, HostFacts, KernelRecord
 from agent.identity.users import MAX_GROUPS, Directory, Logins
 from policy.model import Parent
 
 NO_EXE = Attested(None, reason="a kernel thread has no executable")
+KEEP_CHAIN_S = 2.0
+MAX_CHAINS = 4096
 EXECUTED = "it has executed another program since it connected"
 
 
@@ -82,33 +94,54 @@ class Observer:
     images: Images = field(default_factory=lambda: Images(""))
     known: KnownExecutables = field(default_factory=KnownExecutables)
     digests: Digests = field(default_factory=Digests)
+    chains: dict[tuple[int, int], tuple[float, tuple[Parent, ...]]] = field(default_factory=dict)
     executed: Callable[[int, int], ExecRecord | None] = lambda tgid, start_ns: None
 
     def observe(self, record: KernelRecord, into: Observation, *, memory: bool) -> Observation:
-        """Everything but names and hash, which may take longer. `memory` False leaves
-        out what the process itself can make hang."""
+        """Everything but names and hash, which may take longer. `memory` False leaves out what the
+        process itself can make hang. A process that is gone keeps what the kernel recorded of it."""
         executed = self.executed(record.tgid, record.start_ns)
-        start = ticks_of(record.start_ns, self.host.ticks)
         reading = into.reading
+        start = ticks_of(record.start_ns, self.host.ticks)
         self._place(record, into)
-        read_process(self.host.proc, record.tgid, start, record.parent_tgid, into=reading)
-        if into.place is None or self.host.systemd_v1:
-            self._place(record, into)
-        self._exe(record, executed, into)
-        self._parents(record, into)
-        if into.place is not None and into.place.container is not None:
-            into.image = self.images.image(into.place.runtime or "", into.place.container)
-        if reading.state == "live" and into.same_image is not False:
-            if memory:
-                read_memory(self.host.proc, record.tgid, start, reading)
-            else:
-                reading.missing["argv"] = reading.missing["script"] = "reads of this user's memory hang"
-        elif reading.state == "live":
-            reading.cwd = None
-            for name in ("argv", "script", "cwd"):
-                reading.missing[name] = EXECUTED
+        try:
+            with open_process(self.host.proc, record.tgid, start) as (fd, stat):
+                if stat.zombie:
+                    raise ProcessGone(ENDED)
+                reading.state = "live"
+                reading.tty = tty_name(stat.tty)
+                read_links(fd, reading)
+                read_groups(fd, reading)
+                if into.place is None or self.host.systemd_v1:
+                    read_cgroups(fd, reading)
+                    self._place(record, into)
+                self._around(record, executed, start, into)
+                self._claims(fd, into, memory=memory)
+        except ProcessGone as gone:
+            say_gone(gone, reading)
+            self._around(record, executed, start, into)
         into.complete = True
         return into
+
+    def _around(
+        self, record: KernelRecord, executed: ExecRecord | None, start: int, into: Observation
+    ) -> None:
+        self._exe(record, executed, into)
+        self._parents(record, start, into)
+        if into.place is not None and into.place.container is not None:
+            into.image = self.images.image(into.place.runtime or "", into.place.container)
+
+    def _claims(self, fd: int, into: Observation, *, memory: bool) -> None:
+        """What the process says of itself; of another program than the one that connected, nothing."""
+        reading = into.reading
+        if into.same_image is False:
+            reading.cwd = None
+            reading.missing.update(dict.fromkeys(("argv", "script", "cwd"), EXECUTED))
+        elif memory:
+            read_memory(fd, reading)
+        else:
+            why = "reads of this user's memory hang"
+            reading.missing.update(dict.fromkeys(("argv", "script"), why))
 
     def _place(self, record: KernelRecord, into: Observation) -> None:
         if self.hierarchy is None:
@@ -116,12 +149,11 @@ class Observer:
         path = self.hierarchy.path_of(record.cgroup_id, into.reading.cgroup_v2)
         if path is None:
             return
-        into.cgroup = path
         place = place_of(path)
         v1 = into.reading.cgroup_systemd
         if self.host.systemd_v1 and v1 is not None and place.container is None:
             place = place_of(v1)
-        into.place = place
+        into.cgroup, into.place = path, place
 
     def _exe(self, record: KernelRecord, executed: ExecRecord | None, into: Observation) -> None:
         reading, root = into.reading, self.host.root
@@ -129,8 +161,13 @@ class Observer:
             into.exe = NO_EXE
             return
         latest = executed.exe if executed is not None else None
-        why = reading.missing.get("exe")
-        if reading.state == "live" and reading.exe_link is not None and reading.exe_stat is not None:
+        if _exchanged(record, executed):
+            link = reading.exe_link or b""
+            into.same_image = None
+            into.exe = Attested(FOREIGN + text(link), reason="its executable was exchanged without an execve")
+            return
+        why = reading.missing.get("exe", ENDED)
+        if reading.exe_link is not None and reading.exe_stat is not None:
             into.same_image = same_image(record.exe, reading.exe_stat, latest)
             if into.same_image:
                 into.exe = attest_live(root, reading.exe_link, reading.exe_stat, record.exe, self.known)
@@ -139,41 +176,49 @@ class Observer:
         # The record wins over what runs now; the exec record speaks only if it is of that same image.
         about = executed is not None and latest is not None and _same(latest, record.exe)
         filename = executed.filename if executed is not None and about else None
-        into.exe = attest_gone(root, record.exe, filename, self.known, why or ENDED)
+        into.exe = attest_gone(root, record.exe, filename, self.known, why)
 
-    def _parents(self, record: KernelRecord, into: Observation) -> None:
-        into.parent_exe = self._parent_exe(record)
-        chain = into.reading.ancestors
-        start = ticks_of(record.parent_start_ns, self.host.ticks)
-        if chain and (chain[0].pid, chain[0].start_ticks) == (record.parent_tgid, start):
-            above = (Parent(ancestor.pid, self._ancestor_exe(ancestor)) for ancestor in chain[1:])
-            into.parents = (Parent(record.parent_tgid, into.parent_exe.value), *above)
-        elif record.parent_tgid > 0:  # it is gone, and who stood above it cannot be told any more
-            into.parents = (Parent(record.parent_tgid, into.parent_exe.value),)
+    def _parents(self, record: KernelRecord, child_start: int, into: Observation) -> None:
+        """The parent as it was when the child connected, and who stands above it now."""
+        tgid, start = record.parent_tgid, ticks_of(record.parent_start_ns, self.host.ticks)
+        if tgid <= 0:
+            into.parent_exe = Attested(None, reason="it has no parent")
+            return
+        parent = next(climb(self.host.proc, tgid, child_start), None)
+        if parent is not None and parent.start_ticks != start:
+            parent = None  # it ended, and another process has its number
+        into.parent_exe = self._parent_exe(record, parent)
+        above = self._above(parent) if parent is not None else ()
+        into.parents = (Parent(tgid, into.parent_exe.value), *above)
+
+    def _above(self, parent: Ancestor) -> tuple[Parent, ...]:
+        """The chain above the parent, at most `KEEP_CHAIN_S` old: it is for the record, no rule asks."""
+        key = (parent.pid, parent.start_ticks)
+        kept = self.chains.get(key)
+        if kept is not None and kept[0] > time.monotonic():
+            return kept[1]
+        upward = islice(climb(self.host.proc, parent.ppid, parent.start_ticks), MAX_PARENTS - 1)
+        chain = tuple(Parent(each.pid, self._ancestor_exe(each)) for each in upward)
+        if len(self.chains) >= MAX_CHAINS:
+            self.chains.clear()
+        self.chains[key] = (time.monotonic() + KEEP_CHAIN_S, chain)
+        return chain
 
     def _ancestor_exe(self, ancestor: Ancestor) -> str | None:
         if ancestor.exe_link is None or ancestor.exe_stat is None:
             return None
         return attest_live(self.host.root, ancestor.exe_link, ancestor.exe_stat, None, self.known).value
 
-    def _parent_exe(self, record: KernelRecord) -> Attested:
-        """The parent's executable as it was when the child connected.
-
-        A parent may execute an allowed program after its child has connected, so the present link
-        counts only when the exec map has no later execve.
-        """
-        if record.parent_tgid <= 0:
-            return Attested(None, reason="it has no parent")
+    def _parent_exe(self, record: KernelRecord, parent: Ancestor | None) -> Attested:
+        """A parent may execute an allowed program after its child has connected, so what it runs now
+        counts only when the exec map has no later execve."""
         executed = self.executed(record.parent_tgid, record.parent_start_ns)
         if executed is not None and (executed.exec_ns or 0) > record.connect_ns:
             return Attested(None, reason=f"the parent: {EXECUTED}", unobtained=True)
-        start = ticks_of(record.parent_start_ns, self.host.ticks)
-        try:
-            with open_process(self.host.proc, record.parent_tgid, start) as (fd, _):
-                link, now = os.readlink(b"exe", dir_fd=fd), os.stat("exe", dir_fd=fd)
-                return attest_live(self.host.root, link, now, executed.exe if executed else None, self.known)
-        except (ProcessGone, OSError) as exc:
-            why = f"the parent: {exc}" if isinstance(exc, ProcessGone) else "the parent's exe is not readable"
+        if parent is not None and parent.exe_link is not None and parent.exe_stat is not None:
+            file = executed.exe if executed is not None else None
+            return attest_live(self.host.root, parent.exe_link, parent.exe_stat, file, self.known)
+        why = "the parent has ended" if parent is None else "the parent's executable cannot be read"
         if executed is not None and executed.exe is not None:
             return attest_gone(self.host.root, executed.exe, executed.filename, self.known, why)
         return Attested(None, reason=why, unobtained=True)
@@ -249,3 +294,14 @@ class Observer:
 
 def _same(one: FileId, other: FileId) -> bool:
     return (one.dev, one.ino) == (other.dev, other.ino)
+
+
+def _exchanged(record: KernelRecord, executed: ExecRecord | None) -> bool:
+    """Whether the file the kernel found at connect is another than the last execve before it set.
+
+    prctl(PR_SET_MM_MAP) lets a process put any file it may execute there, with a capability that
+    every user has in a user namespace of its own (kernel/sys.c, checkpoint_restore_ns_capable).
+    """
+    if executed is None or executed.exe is None or record.exe is None or executed.exec_ns is None:
+        return False
+    return executed.exec_ns < record.connect_ns and not _same(executed.exe, record.exe)

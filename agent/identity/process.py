@@ -33,6 +33,7 @@ class Ancestor:
 
     pid: int
     start_ticks: int
+    ppid: int
     exe_link: bytes | None
     exe_stat: os.stat_result | None = None
 
@@ -53,7 +54,6 @@ class Reading:
     groups: tuple[int, ...] | None = None
     cwd: str | None = None
     tty: str | None = None
-    ancestors: tuple[Ancestor, ...] = ()
     argv: tuple[str, ...] | None = None
     script: str | None = None
     missing: dict[str, str] = field(default_factory=dict)
@@ -166,8 +166,11 @@ def parse_groups(raw: bytes) -> tuple[int, ...]:
     return tuple(int(gid) for gid in raw[start : raw.index(b"\n", start)].split())
 
 
-def _climb(proc: str, pid: int, start_ticks: int) -> Iterator[Ancestor]:
-    """Walk up from `pid`; a parent that started later than its child is another process: stop."""
+def climb(proc: str, pid: int, start_ticks: int) -> Iterator[Ancestor]:
+    """Walk up from `pid`, at most `MAX_PARENTS`, from a process that started at `start_ticks`.
+
+    A parent that started later than its child is another process by the same number: stop.
+    """
     for _ in range(MAX_PARENTS):
         if pid <= 0:
             return
@@ -176,17 +179,18 @@ def _climb(proc: str, pid: int, start_ticks: int) -> Iterator[Ancestor]:
                 if stat.start_ticks > start_ticks:
                     return
                 try:
-                    yield Ancestor(
-                        pid, stat.start_ticks, os.readlink(b"exe", dir_fd=fd), os.stat("exe", dir_fd=fd)
-                    )
+                    link, found = os.readlink(b"exe", dir_fd=fd), os.stat("exe", dir_fd=fd)
                 except OSError:  # a kernel thread, or it just ended
-                    yield Ancestor(pid, stat.start_ticks, None)
+                    yield Ancestor(pid, stat.start_ticks, stat.ppid, None)
+                else:
+                    yield Ancestor(pid, stat.start_ticks, stat.ppid, link, found)
                 pid, start_ticks = stat.ppid, stat.start_ticks
         except ProcessGone:
             return
 
 
-def _read_links(fd: int, reading: Reading) -> None:
+def read_links(fd: int, reading: Reading) -> None:
+    """Executable, working directory and pid namespace of the process whose /proc directory is `fd`."""
     try:
         reading.exe_link = os.readlink(b"exe", dir_fd=fd)
         reading.exe_stat = os.stat("exe", dir_fd=fd)  # the running file itself, whatever the text says
@@ -196,18 +200,15 @@ def _read_links(fd: int, reading: Reading) -> None:
         reading.cwd = text(os.readlink(b"cwd", dir_fd=fd))
     except OSError as exc:
         reading.missing["cwd"] = _why(exc)
-    for name in ("user", "mnt", "net", "pid"):
+    for name in ("pid", "user"):
         try:
             reading.namespaces[name] = os.stat(f"ns/{name}", dir_fd=fd).st_ino
         except OSError as exc:
             reading.missing[f"{name}_ns"] = _why(exc)
 
 
-def _read_files(fd: int, reading: Reading) -> None:
-    try:
-        reading.cgroup_v2, reading.cgroup_systemd = parse_cgroups(read_bounded("cgroup", MAX_SMALL, fd))
-    except OSError as exc:
-        reading.missing["cgroup"] = _why(exc)
+def read_groups(fd: int, reading: Reading) -> None:
+    """Supplementary groups, as the kernel has them now."""
     try:
         reading.groups = parse_groups(read_bounded("status", MAX_STATUS, fd))
     except OSError as exc:
@@ -216,45 +217,36 @@ def _read_files(fd: int, reading: Reading) -> None:
         reading.missing["groups"] = "no Groups line in status"
 
 
-def read_process(proc: str, pid: int, start_ticks: int, parent: int, into: Reading | None = None) -> Reading:
-    """Read the process `pid` that started at `start_ticks`, and its ancestors from `parent` up.
-
-    `parent` is the parent at connect time, as the kernel recorded it (0 = as /proc says now). `into`
-    is filled as reading goes on. Leaves out the process's memory: see `read_memory`. A process that
-    is gone gives a reading with state ``gone`` or ``replaced``, never an error.
-    """
-    reading = Reading() if into is None else into
+def read_cgroups(fd: int, reading: Reading) -> None:
+    """Where the process is now in cgroup v2 and in systemd's own hierarchy."""
     try:
-        with open_process(proc, pid, start_ticks) as (fd, stat):
-            if stat.zombie:
-                raise ProcessGone(ENDED)
-            _read_links(fd, reading)
-            _read_files(fd, reading)
-            reading.tty = tty_name(stat.tty)
-            reading.ancestors = tuple(_climb(proc, parent or stat.ppid, stat.start_ticks))
-            reading.state = "live"
-    except ProcessGone as gone:
-        reading.state = "replaced" if str(gone) == REPLACED else "gone"
-        for name in ("exe", "cwd", "argv", "script", "groups"):
-            reading.missing.setdefault(name, str(gone))
-        reading.ancestors = tuple(_climb(proc, parent, start_ticks)) if parent else ()
-    return reading
+        reading.cgroup_v2, reading.cgroup_systemd = parse_cgroups(read_bounded("cgroup", MAX_SMALL, fd))
+    except OSError as exc:
+        reading.missing["cgroup"] = _why(exc)
 
 
-def read_memory(proc: str, pid: int, start_ticks: int, reading: Reading) -> None:
-    """Fill in `argv` and `script`. May hang for as long as the process likes: it reads its memory."""
+def read_memory(fd: int, reading: Reading) -> None:
+    """`argv` and `script`. May hang for as long as the process likes: it reads its memory."""
     for name in ("argv", "script"):
         reading.missing[name] = "reading the process's memory took too long"
-    argv = script = why = why_script = None
+    argv: tuple[str, ...] = ()
+    script = None
     try:
-        with open_process(proc, pid, start_ticks) as (fd, _):
-            argv = parse_cmdline(read_bounded("cmdline", MAX_BYTES + 1, fd))
-            script, why_script = find_script(argv, reading.cwd)
-            why = None if argv else "the process has emptied its argument list"
-    except (ProcessGone, OSError) as exc:
-        why = why_script = _why(exc) if isinstance(exc, OSError) else str(exc)
+        argv = parse_cmdline(read_bounded("cmdline", MAX_BYTES + 1, fd))
+        script, why_script = find_script(argv, reading.cwd)
+        why = None if argv else "the process has emptied its argument list"
+    except OSError as exc:
+        why = why_script = _why(exc)
     reading.argv, reading.script = argv or None, script
     for name, reason in (("argv", why), ("script", why_script)):
         reading.missing.pop(name, None)
         if reason is not None:
             reading.missing[name] = reason
+
+
+def say_gone(gone: ProcessGone, reading: Reading) -> None:
+    """Mark a reading whose process has ended: what was read before stays."""
+    reading.state = "replaced" if str(gone) == REPLACED else "gone"
+    for name in ("exe", "cwd", "argv", "script", "groups"):
+        if getattr(reading, name, None) is None:
+            reading.missing.setdefault(name, str(gone))

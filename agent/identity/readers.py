@@ -9,6 +9,7 @@ against its owner (a uid), and another thread takes its place, up to a bound.
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,15 +55,17 @@ class Readers:
         self._queue: SimpleQueue[Job[object] | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._abandoned: Counter[int] = Counter()
-        self._threads = 0
+        self._threads: list[threading.Thread] = []
         self._surplus = 0
         self._closed = False
         for _ in range(threads):
             self._start()
 
     def _start(self) -> None:
-        self._threads += 1
-        threading.Thread(target=self._serve, name=f"{self._name}-{self._threads}", daemon=True).start()
+        name = f"{self._name}-{len(self._threads) + 1}"
+        thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _serve(self) -> None:
         while (job := self._queue.get()) is not None:
@@ -77,6 +80,7 @@ class Readers:
                     self._abandoned[job.owner] -= 1
                     if self._surplus > 0:  # another thread took this one's place
                         self._surplus -= 1
+                        self._threads.remove(threading.current_thread())
                         return
 
     def submit(self, owner: int, work: Callable[[], T], done: Done[T]) -> Job[T]:
@@ -108,9 +112,13 @@ class Readers:
         with self._lock:
             return self._abandoned[owner] > 0 or self._surplus >= MAX_ABANDONED // 2
 
-    def close(self) -> None:
-        """Take no more jobs; idle threads end. Hung ones end with the process."""
+    def close(self, seconds: float = 1.0) -> None:
+        """Take no more jobs and wait for idle threads to end. Hung ones end with the process."""
         with self._lock:
             self._closed = True
-            for _ in range(self._threads):
-                self._queue.put(None)
+            threads = list(self._threads)
+        for _ in threads:
+            self._queue.put(None)
+        deadline = time.monotonic() + seconds
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
