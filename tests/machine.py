@@ -19,6 +19,7 @@ _SYS_BPF = {"x86_64": 321, "aarch64": 280}  # asm/unistd_64.h, asm-generic/unist
 _BPF_PROG_LOAD = 5
 _BPF_PROG_TYPE_SK_LOOKUP = 30  # enum bpf_prog_type, linux/bpf.h
 _BPF_SK_LOOKUP = 36  # enum bpf_attach_type
+_FIRST_PID_NAMESPACE = f"pid:[{0xEFFFFFFC}]"  # PROC_PID_INIT_INO, include/linux/proc_ns.h
 _RETURN_PASS = struct.pack("<BBhi", 0xB7, 0, 0, 1) + struct.pack("<BBhi", 0x95, 0, 0, 0)  # r0 = 1; exit
 
 
@@ -27,6 +28,8 @@ def why_no_steering() -> str | None:
     """Why the rings that steer real connections cannot run here, in a few words; None if they can."""
     if os.geteuid() != 0:
         return "needs root"
+    if os.readlink("/proc/self/ns/pid") != _FIRST_PID_NAMESPACE:
+        return "needs the host's own process IDs, which the kernel part reports; this is a PID namespace"
     if not any(line.split()[2] == "cgroup2" for line in Path("/proc/mounts").read_text().splitlines()):
         return "needs cgroup v2, which is not mounted"
     if not Path("/sys/kernel/btf/vmlinux").exists():
