@@ -21,7 +21,7 @@ from agent.kernel.libbpf import Library
 from agent.kernel.load import LOST, OPTIONAL, REQUIRED, load_program
 
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
-_LINK_NETNS, _SK_LOOKUP = 4, 36
+_LINK_NETNS, _SK_LOOKUP = 5, 36  # enum bpf_link_type, bpf_attach_type
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,8 +121,8 @@ class Steering:
     def _publish_port(self, port: int, coming: GuardFlag | None = None) -> None:
         flags, guarded = coming or GuardFlag(0), coming is not None
         for key, _, own, _ in self._guards():
-            if WATCH_KEY.unpack(key)[2] == port:
-                flags, guarded = flags | own, True
+            if WATCH_KEY.unpack(key)[2] == port:  # a guard that is off refuses nobody
+                flags, guarded = flags | (own & ~GuardFlag.ENFORCE if GuardFlag.OFF in own else own), True
         if guarded:
             self._put("ports", _U16.pack(port), _U32.pack(flags))
         else:

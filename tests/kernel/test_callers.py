@@ -96,10 +96,8 @@ def test_the_same_tuple_in_an_unprivileged_users_own_namespace_changes_nothing(
     source = ("127.0.0.1", 45010)
 
     def replay() -> None:
-        from tests.kernel.cast import listen
-
-        listen("127.0.0.1", PORT)
-        hold("127.0.0.1", source=source)
+        with listen("127.0.0.1", PORT):
+            hold("127.0.0.1", source=source)
 
     def play() -> int:
         forged = arena.fork(replay, user=NOBODY, unshare=True)

@@ -43,6 +43,24 @@ def test_fast_open_lands_on_the_worker(arena: Arena, enforced: Steering) -> None
     assert enforced.stats()["identity_written"] == 2
 
 
+def test_deferred_fast_open_lands_on_the_worker(arena: Arena, enforced: Steering) -> None:
+    """TCP_FASTOPEN_CONNECT: the SYN leaves at the first write, long after connect."""
+    Worker(arena, enforced)
+
+    def deferred() -> str:
+        sock = socket.socket()
+        sock.setsockopt(socket.IPPROTO_TCP, 30, 1)
+
+        def begin() -> None:
+            sock.connect(("127.0.0.1", PORT))
+            sock.sendall(b"hello")
+
+        return talk(sock, begin, timeout=None)
+
+    assert arena.run(deferred) == "worker 0"
+    assert enforced.stats()["identity_written"] == 1
+
+
 def test_mptcp_lands_on_the_worker(arena: Arena, enforced: Steering) -> None:
     Worker(arena, enforced)
 
