@@ -43,6 +43,7 @@ from policy.model import Attribution, Subject
 from policy.problem import PolicyError
 
 EPOCH = 1.0  # seconds between checkpoints
+RECOVER_AFTER = 10.0
 RESYNC_EVERY = 2.0  # listeners and addresses that changed without an event
 
 
@@ -139,7 +140,11 @@ class Keeper:
 
     def left(self, member: Member) -> None:
         self.notary.stream_left(member.stream)
+        self.notary.recover(self._live_streams())
         self._reserve.workers_changed(self._is_served, stopping=self._stopping.is_set())
+
+    def _live_streams(self) -> set[str]:
+        return {m.stream for m in self.crew.members.values()}
 
     def _is_served(self, guard: str) -> bool:
         return any(guard in m.listening and not m.draining for m in self.crew.members.values())
@@ -367,6 +372,8 @@ class Keeper:
         await control.start()
         metrics = MetricsServer(self.config.metrics.listen, lambda: metrics_text(status_document(self)))
         await metrics.start()
+        # Workers of the agent before come back within 5 s; streams that nobody claimed then are dead.
+        loop.call_later(RECOVER_AFTER, lambda: self.notary.recover(self._live_streams()))
         loop.add_reader(self._listener.fileno(), self._accept)
         loop.add_reader(self.steering.events.fileno(), self._read_events)
         self._reserve.workers_changed(self._is_served, stopping=False)

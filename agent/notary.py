@@ -14,7 +14,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from agent.config import Evidence
 from agent.evidence.frames import AdminFrame, BypassFrame, Frame, PolicyFrame
 from agent.evidence.ledger import BlockDigest, Ledger, LedgerError, PresentError
-from agent.evidence.recovery import recover
+from agent.evidence.recovery import recover_streams
 from agent.evidence.retention import Retention
 from agent.evidence.segment import list_segments
 
@@ -69,7 +69,7 @@ class Notary:
         return key
 
     def start(self) -> None:
-        """Recover what a crash left, then continue the ledger. Raises LedgerError, KeyFileError, OSError."""
+        """Continue the ledger. Raises LedgerError, KeyFileError, OSError."""
         self.streams.mkdir(mode=0o750, exist_ok=True)
         self._ledger = self._thread.submit(self._open).result()
         self._key_break = self._ledger.key_break
@@ -77,10 +77,18 @@ class Notary:
             self._complain("the signing key that the last checkpoint announced is not here: a key break is recorded")
 
     def _open(self) -> Ledger:
-        ledger = Ledger(self.root, host=self.host, boot=self.boot)
-        for frame in recover(self.root, ledger):
-            ledger.append(frame)
-        return ledger
+        return Ledger(self.root, host=self.host, boot=self.boot)
+
+    def recover(self, live: Collection[str]) -> None:
+        """Note the torn tails of streams whose writer is gone. `live` streams are left alone."""
+        known = frozenset(live)
+
+        def note(ledger: Ledger) -> None:
+            now = _now()
+            for frame in recover_streams(self.root, known, now["at"], now["up"]):
+                ledger.append(frame)
+
+        self._submit(note)
 
     # -- what workers wrote ------------------------------------------------------------------------
 
@@ -100,12 +108,7 @@ class Notary:
         self._submit(extend)
 
     def stream_left(self, stream: str) -> None:
-        def retire(ledger: Ledger) -> None:
-            for frame in recover(self.root, ledger, stream):
-                ledger.append(frame)
-            ledger.retire_stream(stream)
-
-        self._submit(retire)
+        self._submit(lambda ledger: ledger.retire_stream(stream))
 
     # -- what the agent says -----------------------------------------------------------------------
 

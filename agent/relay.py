@@ -110,6 +110,8 @@ class Relay:
         self._client: asyncio.Transport | None = client
         self._server: asyncio.Transport | None = None
         self._session: Session | None = None
+        self._early = b""  # what came before the session stood; at most one read, then reading is paused
+        self._eof_early = False
         self._queue: deque[_Waiting] = deque()
         self._mode: RecordMode = "strict"
         self._timer: asyncio.TimerHandle | None = None
@@ -117,7 +119,6 @@ class Relay:
         self._closing: str | None = None
         self._draining = False
         client.set_write_buffer_limits(HIGH_WATER)
-        client.pause_reading()
         self._start_task = asyncio.get_running_loop().create_task(self._start())
 
     @property
@@ -129,7 +130,8 @@ class Relay:
     async def _start(self) -> None:
         try:
             self.subject = await self.host.identify(self.guard.name, self.client_addr, self.server_addr)
-            if self._client is None:
+            if not self.is_open:
+                self.host.forget(self)
                 return
             self.host.journal.open_session(self.id, self.host.card(self))
             self._opened = True
@@ -144,6 +146,11 @@ class Relay:
                 loop = asyncio.get_running_loop()
                 self._timer = loop.call_later(self.host.first_request, self.end, "first-request-timeout")
             self._client.resume_reading()
+            if self._early:
+                early, self._early = self._early, b""
+                self._feed(self._session.client_data, early)
+            if self._eof_early:
+                self._feed(self._session.client_eof)
         except Refuse as refused:
             self.host.count(f"refused_{refused.reason}")
             self._end(refused.reason, reset=True)
@@ -175,6 +182,10 @@ class Relay:
         self.bytes_in += len(data)
         if self._session is not None:
             self._feed(self._session.client_data, data)
+        elif not self._closing and self._client is not None:
+            # uvloop begins to read after connection_made, whatever was asked there.
+            self._early += data
+            self._client.pause_reading()
 
     def from_server(self, data: bytes) -> None:
         if self._session is not None:
@@ -182,10 +193,10 @@ class Relay:
         # Before the session stands nothing was asked: HTTP servers do not speak first.
 
     def client_eof(self) -> None:
-        if self._session is None:
-            self._end("client-gone")
-        else:
+        if self._session is not None:
             self._feed(self._session.client_eof)
+        else:
+            self._eof_early = True
 
     def server_eof(self) -> None:
         if self._session is None:

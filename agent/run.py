@@ -282,7 +282,7 @@ class Supervisor:
             ready = ready or b"READY=1" in note
 
     def _sleep(self, seconds: float) -> None:
-        select.select([self._wake_r, self._notes], [], [], seconds)
+        select.select([self._wake_r, self._notes.fileno()], [], [], seconds)
         with suppress(BlockingIOError):
             os.read(self._wake_r, 512)
 

@@ -90,6 +90,10 @@ def netns_cookie(sock: socket.socket) -> int:
     return int(struct.unpack("=Q", raw)[0])
 
 
+def void(_: object) -> None:
+    """Drop a result that nobody needs."""
+
+
 class _Guarded:
     """A guard as this worker serves it."""
 
@@ -291,7 +295,7 @@ class Worker:
                 spares[0] if spares else None,
                 host=message.host,
                 boot=message.boot,
-                schedule=lambda work: loop.call_soon(work) and None,
+                schedule=lambda work: void(loop.call_soon(work)),
                 sync=self._sync,
                 need_spare=lambda: self._link.send(NeedSegment()),
             )
@@ -423,7 +427,7 @@ class Worker:
 
     def _send_blocks(self, blocks: list[Presented]) -> None:
         if blocks:
-            self._link.send(Present(tuple((b.first, b.count, b.digest) for b in blocks)))
+            self._link.send(Present(tuple(tuple(block[:3]) for block in blocks)))
 
     async def _tick(self) -> None:
         counted = 0.0
@@ -440,8 +444,7 @@ class Worker:
     def _all_counters(self) -> dict[str, int]:
         values = dict(self._counters)
         if self._recorder is not None:
-            counters = self._recorder.counters
-            values |= {f"evidence_{name}": getattr(counters, name) for name in type(counters).__slots__}
+            values |= {f"evidence_{name}": value for name, value in self._recorder.counters().items()}
             values["evidence_seq"] = self._recorder.seq
             values["evidence_lost"] = self._recorder.lost
         return values
