@@ -10,10 +10,12 @@ from collections.abc import Callable
 from typing import Final
 
 from agent.engines.chroma import ChromaEngine
+from agent.engines.qdrant import QdrantEngine
 from agent.protocols.http import Engine
 
-ENGINES: Final[dict[str, type[ChromaEngine]]] = {
+ENGINES: Final[dict[str, type[ChromaEngine] | type[QdrantEngine]]] = {
     ChromaEngine.name: ChromaEngine,
+    QdrantEngine.name: QdrantEngine,
 }
 
 MASKED_FIELD_ROOTS: Final = {name: engine.masked_fields_known for name, engine in ENGINES.items()}

@@ -17,8 +17,9 @@ from urllib.parse import quote
 import msgspec
 
 from agent.engines import chroma_answers, chroma_rewrite
+from agent.engines.ask import Ask, as_object
 from agent.engines.body import StrictReader, Tree, digest, norm, write
-from agent.engines.chroma_requests import READERS, Ask, as_object
+from agent.engines.chroma_requests import READERS
 from agent.engines.chroma_routes import BY_NAME, TABLE
 from agent.engines.names import Names
 from agent.engines.routes import UNKNOWN, Spec

@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the bodies of Chroma's requests ask for.
 
-Pure functions from a decoded body to `Ask`. A key that the server would ignore is not ignored here:
-a newer server may read it, so the request is ``unknown`` too. Bias: a shape that is not the
-documented one is refused.
+Pure functions from a decoded body to `Ask`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Final
 
-from agent.engines.body import Raw, Tree, is_array, whole
+from agent.engines.ask import Ask, as_object, count_rows, know, listed, text_of
+from agent.engines.body import Tree, is_array, whole
 from agent.protocols.http import Refusal
 from policy.model import Action
 
@@ -30,59 +28,6 @@ _SELECT: Final = {
 }
 _FIELDS_OF_TEXT: Final = {"#document": "documents", "#uri": "uris"}
 _ANY_FIELD: Final = "*"
-
-
-@dataclass(slots=True)
-class Ask:
-    """What a body adds to an operation; the names are those of `policy.model.Operation`."""
-
-    actions: frozenset[Action]
-    top_k: int | None = None
-    unbounded: bool = False
-    offset: int | None = None
-    vectors: bool = False
-    fields: frozenset[str] | None = None
-    probed: set[str] = field(default_factory=set)
-    filtered: bool = False
-    carries_filter: bool = False
-    queries: int = 0
-    rows: int = 0
-    also: tuple[str, ...] = ()  # other collections it names, unqualified
-
-
-def as_object(body: Tree) -> dict[str, Tree]:
-    if body.__class__ is not dict:
-        raise Refusal("bad-body", "the request body must be a JSON object")
-    return body
-
-
-def _listed(body: dict[str, Tree], key: str) -> list[Tree] | None:
-    value = body.get(key)
-    if value is None:
-        return None
-    if value.__class__ is Raw and is_array(value):
-        raise Refusal("bad-body", f"{key} must be an array of strings")
-    if value.__class__ is not list:
-        raise Refusal("bad-body", f"{key} must be an array")
-    return value
-
-
-def _rows(body: dict[str, Tree], key: str) -> int:
-    value = _listed(body, key)
-    return 0 if value is None else len(value)
-
-
-def _text(body: dict[str, Tree], key: str) -> str:
-    value = body.get(key)
-    if value.__class__ is not str or not value:
-        raise Refusal("bad-body", f"{key} must be a name")
-    return value
-
-
-def _known(ask: Ask, body: dict[str, Tree], keys: frozenset[str]) -> Ask:
-    if not body.keys() <= keys:
-        ask.actions |= {Action.UNKNOWN}
-    return ask
 
 
 def walk_where(where: Tree, probed: set[str]) -> None:
@@ -115,7 +60,7 @@ def _filters(ask: Ask, body: dict[str, Tree]) -> None:
 def _include(ask: Ask, body: dict[str, Tree], default: tuple[str, ...]) -> None:
     asked = body.get("include")
     columns = (
-        set(default) if asked is None else {c for c in _listed(body, "include") or () if c.__class__ is str}
+        set(default) if asked is None else {c for c in listed(body, "include") or () if c.__class__ is str}
     )
     if asked is not None and (len(columns) != len(set(map(str, asked))) or not columns <= _COLUMNS):
         ask.actions |= {Action.UNKNOWN}
@@ -127,7 +72,7 @@ _GET_KEYS: Final = frozenset({"ids", "where", "where_document", "limit", "offset
 
 
 def read_get(body: dict[str, Tree]) -> Ask:
-    ids, limit = _listed(body, "ids"), whole(body.get("limit"), "limit")
+    ids, limit = listed(body, "ids"), whole(body.get("limit"), "limit")
     ask = Ask(frozenset({Action.SCAN if ids is None else Action.READ}), carries_filter=True)
     if ids is None:
         ask.top_k, ask.unbounded = limit, limit is None
@@ -136,7 +81,7 @@ def read_get(body: dict[str, Tree]) -> Ask:
     ask.offset = whole(body.get("offset"), "offset")
     _filters(ask, body)
     _include(ask, body, GET_INCLUDE)
-    return _known(ask, body, _GET_KEYS)
+    return know(ask, body, _GET_KEYS)
 
 
 def read_conditional_get(body: dict[str, Tree]) -> Ask:
@@ -155,14 +100,14 @@ def read_query(body: dict[str, Tree]) -> Ask:
     if embeddings.__class__ is not list or not all(map(is_array, embeddings)):
         raise Refusal("bad-body", "query_embeddings must be an array of vectors")
     each = whole(body.get("n_results"), "n_results", DEFAULT_RESULTS) or 0
-    ids = _listed(body, "ids")
+    ids = listed(body, "ids")
     most = each if ids is None else min(each, len(ids))
     ask = Ask(
         frozenset({Action.SEARCH}), top_k=most * len(embeddings), queries=len(embeddings), carries_filter=True
     )
     _filters(ask, body)
     _include(ask, body, QUERY_INCLUDE)
-    return _known(ask, body, _QUERY_KEYS)
+    return know(ask, body, _QUERY_KEYS)
 
 
 def _knns(rank: Tree, depth: int = 0) -> Iterator[dict[str, Tree]]:
@@ -190,14 +135,14 @@ def _section(search: dict[str, Tree], key: str) -> dict[str, Tree]:
 
 
 def _read_one_search(ask: Ask, search: dict[str, Tree]) -> None:
-    _known(ask, search, _SEARCH_KEYS)
+    know(ask, search, _SEARCH_KEYS)
     if _section(search, "filter"):
         walk_where(search["filter"], ask.probed)
         ask.filtered = True
     ranked = 0
     for knn in _knns(search.get("rank")):
         ranked += 1
-        _known(ask, knn, _KNN_KEYS)
+        know(ask, knn, _KNN_KEYS)
         if knn.get("key", "#embedding") != "#embedding":
             ask.probed.add(str(knn["key"]))
     ask.queries += ranked
@@ -214,13 +159,13 @@ def _read_one_search(ask: Ask, search: dict[str, Tree]) -> None:
 
 def _known_section(ask: Ask, search: dict[str, Tree], key: str, keys: frozenset[str]) -> dict[str, Tree]:
     section = _section(search, key)
-    _known(ask, section, keys)
+    know(ask, section, keys)
     return section
 
 
 def _read_select(ask: Ask, select: dict[str, Tree]) -> None:
     names: set[str] = set(ask.fields or ())
-    for key in _listed(select, "keys") or ():
+    for key in listed(select, "keys") or ():
         if key.__class__ is not str:
             raise Refusal("bad-body", "select.keys must be names")
         ask.vectors |= key == "#embedding"
@@ -229,17 +174,17 @@ def _read_select(ask: Ask, select: dict[str, Tree]) -> None:
 
 
 def _read_groups(ask: Ask, groups: dict[str, Tree]) -> None:
-    for key in _listed(groups, "keys") or ():
+    for key in listed(groups, "keys") or ():
         ask.probed.add(key if key.__class__ is str else _ANY_FIELD)
     for aggregate in _section(groups, "aggregate").values():
-        for key in _listed(as_object(aggregate), "keys") or ():
+        for key in listed(as_object(aggregate), "keys") or ():
             if key != "#score":
                 ask.probed.add(key if key.__class__ is str else _ANY_FIELD)
 
 
 def read_search(body: dict[str, Tree]) -> Ask:
     ask = Ask(frozenset(), fields=frozenset(), carries_filter=True)
-    searches = _listed(body, "searches")
+    searches = listed(body, "searches")
     if searches is None:
         raise Refusal("bad-body", "searches must be an array")
     for search in searches:
@@ -250,7 +195,7 @@ def read_search(body: dict[str, Tree]) -> Ask:
         ask.top_k = None
     if ask.fields is not None and "metadatas" in ask.fields:
         ask.fields = None
-    return _known(ask, body, frozenset({"searches", "read_level"}))
+    return know(ask, body, frozenset({"searches", "read_level"}))
 
 
 _WRITE_KEYS: Final = frozenset({"ids", "embeddings", "metadatas", "documents", "uris"})
@@ -258,42 +203,42 @@ _WRITE_KEYS: Final = frozenset({"ids", "embeddings", "metadatas", "documents", "
 
 def read_add(body: dict[str, Tree]) -> Ask:
     """``add`` leaves rows that exist alone, so a filter holds when each new row carries its value."""
-    return _known(
-        Ask(frozenset({Action.WRITE}), rows=_rows(body, "ids"), carries_filter=True), body, _WRITE_KEYS
+    return know(
+        Ask(frozenset({Action.WRITE}), rows=count_rows(body, "ids"), carries_filter=True), body, _WRITE_KEYS
     )
 
 
 def read_write(body: dict[str, Tree]) -> Ask:
-    return _known(Ask(frozenset({Action.WRITE}), rows=_rows(body, "ids")), body, _WRITE_KEYS)
+    return know(Ask(frozenset({Action.WRITE}), rows=count_rows(body, "ids")), body, _WRITE_KEYS)
 
 
 def read_delete(body: dict[str, Tree]) -> Ask:
     """The server takes ids and where together, and means both (1.5.9)."""
-    ask = Ask(frozenset({Action.DELETE}), rows=_rows(body, "ids"), carries_filter=True)
+    ask = Ask(frozenset({Action.DELETE}), rows=count_rows(body, "ids"), carries_filter=True)
     whole(body.get("limit"), "limit")
     _filters(ask, body)
-    return _known(ask, body, frozenset({"ids", "where", "where_document", "limit"}))
+    return know(ask, body, frozenset({"ids", "where", "where_document", "limit"}))
 
 
 def read_create(body: dict[str, Tree]) -> Ask:
     keys = frozenset({"name", "configuration", "schema", "metadata", "get_or_create"})
-    return _known(Ask(frozenset({Action.SCHEMA}), also=(_text(body, "name"),)), body, keys)
+    return know(Ask(frozenset({Action.SCHEMA}), also=(text_of(body, "name"),)), body, keys)
 
 
 def read_alter(body: dict[str, Tree]) -> Ask:
-    also = () if body.get("new_name") is None else (_text(body, "new_name"),)
+    also = () if body.get("new_name") is None else (text_of(body, "new_name"),)
     keys = frozenset({"new_name", "new_metadata", "new_configuration"})
-    return _known(Ask(frozenset({Action.SCHEMA}), also=also), body, keys)
+    return know(Ask(frozenset({Action.SCHEMA}), also=also), body, keys)
 
 
 def read_fork(body: dict[str, Tree]) -> Ask:
-    ask = Ask(frozenset({Action.SNAPSHOT, Action.SCHEMA}), also=(_text(body, "new_name"),))
-    return _known(ask, body, frozenset({"new_name"}))
+    ask = Ask(frozenset({Action.SNAPSHOT, Action.SCHEMA}), also=(text_of(body, "new_name"),))
+    return know(ask, body, frozenset({"new_name"}))
 
 
 def read_attach(body: dict[str, Tree]) -> Ask:
-    ask = Ask(frozenset({Action.SNAPSHOT, Action.SCHEMA}), also=(_text(body, "output_collection"),))
-    return _known(ask, body, frozenset({"name", "function_id", "output_collection", "params"}))
+    ask = Ask(frozenset({Action.SNAPSHOT, Action.SCHEMA}), also=(text_of(body, "output_collection"),))
+    return know(ask, body, frozenset({"name", "function_id", "output_collection", "params"}))
 
 
 def read_commit(body: dict[str, Tree]) -> Ask:
@@ -302,7 +247,7 @@ def read_commit(body: dict[str, Tree]) -> Ask:
 
 
 def read_detach(body: dict[str, Tree]) -> Ask:
-    return _known(Ask(frozenset({Action.SCHEMA, Action.DELETE})), body, frozenset({"delete_output"}))
+    return know(Ask(frozenset({Action.SCHEMA, Action.DELETE})), body, frozenset({"delete_output"}))
 
 
 def read_add_input(body: dict[str, Tree]) -> Ask:

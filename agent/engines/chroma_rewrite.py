@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from agent.engines.ask import as_object
 from agent.engines.body import Raw, Tree
-from agent.engines.chroma_requests import as_object
 from agent.protocols.http import Refusal
 from policy.model import Limit, Scalar, Verdict
 

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a request's body adds to an operation, and the few readings all engines share.
+
+Owns no engine's field. Bias: a shape that is not the documented one is refused; a key that is not in
+an engine's list makes the request ``unknown`` too, because a newer server may read it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from agent.engines.body import Raw, Tree, is_array
+from agent.protocols.http import Refusal
+from policy.model import Action
+
+
+@dataclass(slots=True)
+class Ask:
+    """What a body adds to an operation; the names are those of `policy.model.Operation`."""
+
+    actions: frozenset[Action]
+    top_k: int | None = None
+    unbounded: bool = False
+    offset: int | None = None
+    vectors: bool = False
+    fields: frozenset[str] | None = None
+    probed: set[str] = field(default_factory=set)
+    filtered: bool = False
+    carries_filter: bool = False
+    thresholds: bool = False
+    queries: int = 0
+    rows: int = 0
+    also: tuple[str, ...] = ()  # other collections it names, unqualified
+
+
+def as_object(body: Tree) -> dict[str, Tree]:
+    if body.__class__ is not dict:
+        raise Refusal("bad-body", "the request body must be a JSON object")
+    return body
+
+
+def listed(body: dict[str, Tree], key: str) -> list[Tree] | None:
+    value = body.get(key)
+    if value is None:
+        return None
+    if value.__class__ is Raw and is_array(value):
+        raise Refusal("bad-body", f"{key} must be an array of strings")
+    if value.__class__ is not list:
+        raise Refusal("bad-body", f"{key} must be an array")
+    return value
+
+
+def count_rows(body: dict[str, Tree], key: str) -> int:
+    value = listed(body, key)
+    return 0 if value is None else len(value)
+
+
+def text_of(body: dict[str, Tree], key: str) -> str:
+    value = body.get(key)
+    if value.__class__ is not str or not value:
+        raise Refusal("bad-body", f"{key} must be a name")
+    return value
+
+
+def know(ask: Ask, body: dict[str, Tree], keys: frozenset[str]) -> Ask:
+    if not body.keys() <= keys:
+        ask.actions |= {Action.UNKNOWN}
+    return ask
