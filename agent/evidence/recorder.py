@@ -54,7 +54,7 @@ class Presented(NamedTuple):
     """One written block as the agent needs it to extend the chain."""
 
     first: int
-    count: int
+    frames: int
     digest: bytes
     up: int = 0  # when it was written, CLOCK_BOOTTIME ns
 
@@ -222,7 +222,7 @@ class Recorder:
         """Written blocks that are durable and not yet signed, in order."""
         made: list[Presented] = []
         for block in self._unsigned:
-            if block.first + block.count - 1 > self._durability.durable or len(made) >= limit:
+            if block.first + block.frames - 1 > self._durability.durable or len(made) >= limit:
                 break
             made.append(block)
         return made
@@ -237,8 +237,8 @@ class Recorder:
 
     def signed(self, seq: int) -> None:
         """The agent signed everything up to `seq`."""
-        while self._unsigned and self._unsigned[0].first + self._unsigned[0].count - 1 <= seq:
-            self._unsigned_frames -= self._unsigned.popleft().count
+        while self._unsigned and self._unsigned[0].first + self._unsigned[0].frames - 1 <= seq:
+            self._unsigned_frames -= self._unsigned.popleft().frames
         if self._losses or self._lost_cards:
             self._soon()
 

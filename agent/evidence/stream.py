@@ -25,7 +25,11 @@ Clock = Callable[[], int]
 
 
 class StreamWriter:
-    """Appends blocks. `written` is called for each, `begun` after the first block of a later segment."""
+    """Appends blocks. `written` is called for each, `begun` after the first block of a later segment.
+
+    `seq` and `chain` continue a stream, `torn` names what its last writer left torn, `preface` gives frames
+    that follow SEGMENT in the first block of each segment (the ledger's KEY).
+    """
 
     def __init__(
         self,
@@ -40,12 +44,19 @@ class StreamWriter:
         written: Written,
         begun: Callable[[], None],
         need_spare: Callable[[], None],
+        seq: int = 0,
+        chain: bytes | None = None,
+        reason: Literal["start", "rotate"] = "start",
+        preface: Callable[[], Sequence[Frame]] = tuple,
+        torn: Sequence[RecoveredFrame] = (),
         segment_bytes: int = SEGMENT_BYTES,
         segment_age: int = SEGMENT_AGE,
     ) -> None:
         self.stream = stream
-        self.seq = 0
-        self.chain = genesis(stream)
+        self.seq = seq
+        self.chain = genesis(stream) if chain is None else chain
+        self._reason: Literal["start", "rotate"] = reason
+        self._preface = preface
         self.bytes = 0
         self.failures = 0
         self.segments = 0
@@ -54,7 +65,7 @@ class StreamWriter:
         self._spare = spare
         self._begun_at: int | None = None
         self._first_size = 0  # of the segment's first block: a block larger than a segment gets one alone
-        self._torn: list[RecoveredFrame] = []
+        self._torn: list[RecoveredFrame] = list(torn)
         self._finished: list[SegmentFile] = []  # left, still to be synced and closed
         self._host, self._boot = host, boot
         self._wall, self._up = wall, up
@@ -80,6 +91,14 @@ class StreamWriter:
     def write_control(self, frames: Sequence[Frame]) -> bool:
         """One control block of the recorder's own frames."""
         return self._ready(0) and self._write_control(frames)
+
+    def prepare(self, total: int) -> bool:
+        """Begin or rotate now, so that `write_here` of up to `total` bytes adds nothing before its frames."""
+        return self._ready(total)
+
+    def write_here(self, frames: Sequence[Frame]) -> bool:
+        """One control block exactly at the current `seq` and `chain`, or nothing."""
+        return self._write_control(frames)
 
     def give_spare(self, spare: SegmentFile) -> None:
         """A new empty segment. One is kept; one too many is closed."""
@@ -190,7 +209,6 @@ class StreamWriter:
         return False
 
     def _write_first(self, segment: SegmentFile) -> bool:
-        reason: Literal["start", "rotate", "recovered"] = "rotate" if self.seq else "start"
         frame = SegmentFrame(
             at=self._wall(),
             up=self._up(),
@@ -200,11 +218,12 @@ class StreamWriter:
             first=self.seq + 1,
             host=self._host,
             boot=self._boot,
-            reason="recovered" if self._torn else reason,
+            reason="recovered" if self._torn else self._reason,
         )
-        if not self._write_control([frame, *self._torn]):
+        if not self._write_control([frame, *self._preface(), *self._torn]):
             return False
         self._torn = []
+        self._reason = "rotate"
         self._begun_at = self._up()
         self._first_size = segment.size
         self.segments += 1
