@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vecward policy``: check, test, show and explain policy files. Reads files; changes nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from agent.cli.failure import Code, Fail
+from agent.cli.settings import Settings
+
+if TYPE_CHECKING:
+    from agent.evidence.views import Exchange, Session
+    from policy.context import GuardContext
+    from policy.document import Document
+    from policy.model import Operation, Subject
+
+
+@click.group()
+def policy() -> None:
+    """Check, test and explain the policy.
+
+    Without FILE the files of the configuration are taken (-c FILE, default /etc/vecward/vecward.yaml).
+    """
+
+
+_files = click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True))
+
+
+def _context(settings: Settings) -> GuardContext:
+    """The guards of the configuration, or none where there is no configuration."""
+    from agent.config import ConfigError, load_config
+    from agent.rulebook import guard_context
+    from policy.context import GuardContext
+
+    if settings.config is None and not settings.config_file.exists():
+        return GuardContext(None, time.time())
+    try:
+        return guard_context(load_config(settings.config_file), time.time())
+    except ConfigError as error:
+        raise Fail("\n".join(error.problems), "the policy is checked against the guards of the configuration") from None
+
+
+def _load(settings: Settings, files: Sequence[Path]) -> Document:
+    from agent.config import ConfigError, load_config, policy_files
+    from agent.rulebook import read_files
+    from policy.document import load_policy
+    from policy.problem import PolicyError
+
+    try:
+        paths = _spread(files) or policy_files(load_config(settings.config_file))
+        return load_policy(read_files(paths), _context(settings))
+    except ConfigError as error:
+        raise Fail("\n".join(error.problems)) from None
+    except PolicyError as error:
+        raise Fail(str(error)) from None
+
+
+def _spread(files: Sequence[Path]) -> list[Path]:
+    return [found for path in files for found in (sorted(path.glob("*.yaml")) if path.is_dir() else [path])]
+
+
+@policy.command()
+@_files
+@click.pass_obj
+def check(settings: Settings, files: tuple[Path, ...]) -> int:
+    """Check policy FILEs as the daemon does: every problem with file:line, the text and a hint; exit 1."""
+    document = _load(settings, files)
+    for warning in document.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(f"{len(document.rules)} rules, {len(document.cases)} test cases, policy {document.hash[:12]}: usable")
+    return Code.DONE
+
+
+@policy.command()
+@_files
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def test(settings: Settings, files: tuple[Path, ...], as_json: bool) -> int:
+    """Run the `tests:` written beside the rules; exit 1 where one fails."""
+    from agent.cli.service import print_json
+    from policy.cases import run_cases
+    from policy.compile import Policy
+
+    document = _load(settings, files)
+    context = _context(settings)
+    engines = {guard.name: guard.engine for guard in context.guards or ()}
+    results = run_cases(Policy(document.rules), document.cases, engines, time.time())
+    failed = [result for result in results if not result.passed]
+    if as_json or settings.json:
+        print_json([{"name": r.name, "where": r.where, "passed": r.passed, "got": r.got} for r in results])
+    else:
+        for result in failed:
+            click.echo(str(result.problem), err=True)
+        click.echo(f"{len(results) - len(failed)} passed, {len(failed)} failed")
+    return Code.FAILED if failed else Code.DONE
+
+
+@policy.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def show(settings: Settings, as_json: bool) -> int:
+    """The rules in force in the running agent: hash, files, what the last reload said."""
+    from agent.cli.service import ask_agent, print_json
+
+    found = ask_agent(settings, "status")["status"]["policy"]
+    if as_json or settings.json:
+        print_json(found)
+        return Code.DONE
+    click.echo(f"policy {found['hash']}: {found['rules']} rules")
+    for file in found["files"]:
+        click.echo(f"  {file}")
+    if found["problem"]:
+        click.echo(f"the last reload was refused:\n{found['problem']}", err=True)
+    return Code.DONE
+
+
+@policy.command()
+@click.option("--who", multiple=True, metavar="KEY=VALUE", help="A caller: user=app, unit=rag.service, exe=/usr/bin/x ...")
+@click.option("--what", multiple=True, metavar="KEY=VALUE", help="An operation: guard=docs, action=search, collection=kb ...")
+@click.option("--session", metavar="ID", help="The caller of a recorded session.")
+@click.option("--exchange", type=int, default=1, show_default=True, metavar="N", help="Which exchange of it.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True))
+@click.pass_obj
+def explain(
+    settings: Settings, who: tuple[str, ...], what: tuple[str, ...], session: str | None, exchange: int, as_json: bool,
+    files: tuple[Path, ...],
+) -> int:  # fmt: skip
+    """Why something is or would be allowed or refused: every rule, and where each limit came from.
+
+    With --session a recorded exchange is judged again, by the policy as the files have it now.
+    """
+    from agent.cli.service import print_json
+    from policy.cases import operation_from, subject_from, with_engine
+    from policy.compile import Policy
+    from policy.explain import explain as trace
+    from policy.problem import PolicyError
+
+    document = _load(settings, files)
+    engines = {guard.name: guard.engine for guard in _context(settings).guards or ()}
+    try:
+        if session is not None:
+            subject, operation = _recorded(settings, session, exchange)
+        elif who or what:
+            subject, operation = subject_from(_words(who, "--who")), operation_from(_words(what, "--what"))
+        else:
+            raise Fail("nothing to explain", "give --session ID, or --who and --what", Code.USAGE)
+    except PolicyError as error:
+        raise Fail(str(error), None, Code.USAGE) from None
+    found = trace(Policy(document.rules), subject, with_engine(operation, engines), time.time())
+    if as_json or settings.json:
+        print_json(found.as_dict())
+    else:
+        from agent.cli.output import clean
+
+        for line in found.lines():
+            click.echo(clean(line, lines=True))
+    return Code.DONE
+
+
+def _words(pairs: Sequence[str], option: str) -> dict[str, str]:
+    words = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise Fail(f"{option} {pair!r}", f"write {option} key=value", Code.USAGE)
+        words[key] = value
+    return words
+
+
+def _recorded(settings: Settings, session: str, n: int) -> tuple[Subject, Operation]:
+    from agent.cli.asking import asking
+
+    with asking(settings) as query:
+        found = query.session(session)
+        return subject_of(found), operation_of(query.exchange(found, n))
+
+
+def subject_of(session: Session) -> Subject:
+    """The Subject that a session's card tells of. What the card does not hold counts as not obtained."""
+    from policy.model import Attribution, Parent, Subject
+
+    held = {f.name for f in fields(session)} & {f.name for f in fields(Subject)}
+    values = {name: getattr(session, name) for name in held - {"parents", "attribution", "null_reason"}}
+    made = Subject(Attribution(session.attribution or "unattributed"), **values)
+    origin = session.login_from or {}
+    return replace(
+        made,
+        remote=session.client_addr if session.attribution == "remote" else None,
+        parents=tuple(Parent(int(p["pid"]), p["exe"]) for p in session.parents),
+        parent_exe=session.parents[0]["exe"] if session.parents else None,
+        login_session=session.login_uid is not None,
+        login_tty=origin.get("tty"),
+        login_peer=origin.get("peer"),
+        unobtained=frozenset({"cwd", "script", "image"}),
+        null_reason=dict(session.null_reason),
+    )
+
+
+def operation_of(exchange: Exchange) -> Operation:
+    """The Operation that an exchange was judged as."""
+    from policy.model import Action, Operation
+
+    known = exchange.trace.get("operation", {})
+    return Operation(
+        engine=exchange.engine or "",
+        guard=exchange.guard or "",
+        method=exchange.method or "",
+        actions=frozenset(map(Action, exchange.actions)),
+        collections=frozenset(exchange.collections),
+        top_k=exchange.top_k,
+        offset=exchange.offset,
+        vectors=bool(exchange.vectors),
+        queries=exchange.queries,
+        rows=exchange.rows,
+        bytes=exchange.request.bytes,
+        unbounded=bool(known.get("unbounded", False)),
+        probed=frozenset(known.get("probed", ())),
+        thresholds=bool(known.get("thresholds", False)),
+        carries_filter=bool(known.get("carries_filter", False)),
+    )
