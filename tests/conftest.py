@@ -22,7 +22,10 @@ import pytest
 from tests import leaks, machine
 
 # Seconds one test may take: far above what it needs, far below what would hide a hang.
-LIMITS = {"unit": 20, "wire": 120, "servers": 300, "kernel": 120, "package": 600, "soak": 3600, "bench": 3600}
+LIMITS = {
+    "unit": 20, "harness": 60, "wire": 120, "servers": 300, "kernel": 120, "package": 600,
+    "soak": 3600, "bench": 3600,
+}  # fmt: skip
 STEERED = {"servers", "kernel", "soak", "bench"}  # rings that need root and eBPF
 
 FULL = os.environ.get("VECWARD_TEST_SIZE") == "full"

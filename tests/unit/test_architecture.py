@@ -7,6 +7,7 @@ Everything here is read from the syntax tree; nothing is imported, so a broken m
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -62,14 +63,20 @@ def within(module: str, package: str) -> bool:
     return module == package or module.startswith(package + ".")
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+@functools.cache
 def imports(path: Path) -> list[tuple[int, str]]:
     """(line, module) of every import in the file, also inside functions; `from a import b` is `a.b`."""
-    return imports_in(path.read_text(), list(path.relative_to(ROOT).parent.parts))
+    return imports_in(tree_of(path), list(path.relative_to(ROOT).parent.parts))
 
 
-def imports_in(text: str, package: list[str]) -> list[tuple[int, str]]:
+def imports_in(tree: ast.Module, package: list[str]) -> list[tuple[int, str]]:
     found: list[tuple[int, str]] = []
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -100,14 +107,14 @@ def test_imports_are_read_from_every_form_of_the_statement(tmp_path: Path) -> No
     text = (
         "import os.path as p\nfrom . import http\nfrom ..kernel import maps\nif x:\n from time import time\n"
     )
-    found = [name for _, name in imports_in(text, ["agent", "protocols"])]
+    found = [name for _, name in imports_in(ast.parse(text), ["agent", "protocols"])]
     assert found == ["os.path", "agent.protocols.http", "agent.kernel.maps", "time.time"]
 
 
 @pytest.mark.parametrize("path", by_module([p for p in CODE if any(within(module_name(p), x) for x in PURE)]))
 def test_pure_packages_touch_nothing_outside_themselves(path: Path) -> None:
     wrong = {line: f"imports {n}" for line, n in imports(path) if any(within(n, x) for x in IMPURE)}
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
         if called in ("open", "print", "input", "exec", "eval", "__import__", "breakpoint"):
             wrong[node.lineno] = f"calls {called}()"  # type: ignore[attr-defined]  # a call has a line
@@ -165,7 +172,7 @@ def test_a_module_is_one_thing_and_short(path: Path) -> None:
 
 @pytest.mark.parametrize("path", by_module(CODE))
 def test_a_module_says_what_it_is(path: Path) -> None:
-    tree = ast.parse(path.read_text())
+    tree = tree_of(path)
     if tree.body or path.name != "__init__.py":
         assert ast.get_docstring(tree), f"{path.relative_to(ROOT)} has no docstring"
     assert not VAGUE & set(path.relative_to(ROOT).with_suffix("").parts), "name it after what it owns"
