@@ -268,4 +268,5 @@ class Http1Session(DecidingSide):
             self._recorder.abort(out, exchange, error.reason)
             self._close(out, reset=True)
         else:
+            self._phase = Phase.JUDGE  # where the body ends is not known: there is nothing to read on to
             self._refuse(out, exchange, 400, error.reason, error.message, close=True)

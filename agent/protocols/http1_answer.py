@@ -147,7 +147,10 @@ class AnswerSide(ABC):
             return
         if arriving is not None and arriving.reader is not None and arriving.reader.end():
             arriving.keep_alive = False
-            self._complete(out, exchange, arriving, surplus=False)
+            try:
+                self._complete(out, exchange, arriving, surplus=False)
+            except ProtocolError as error:
+                self._fail(out, exchange, error.reason, error.message)
             return
         if exchange.sent:
             self._recorder.abort(out, exchange, "the database closed before the end of its answer")

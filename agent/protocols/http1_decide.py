@@ -213,7 +213,7 @@ class DecidingSide(AnswerSide):
         if exchange.verdict is None:
             exchange.operation = self._recorder.unreadable(exchange, len(body or b""))
             exchange.verdict = denied(self._judge(exchange.operation), message)
-        self._recorder.intent(out, exchange, body if body is not None or self._reader is None else None)
+        self._recorder.intent(out, exchange, b"" if body is None and self._reader is None else body)
         response = self._engine.refuse(status, reason, message, rule)
         self._recorder.refused(out, exchange, response, reason, failed)
         close = close or not exchange.keep_alive

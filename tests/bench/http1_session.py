@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one exchange costs in an HTTP/1.1 session, without sockets, policy, or an engine's own work.
 
-Run: ``python -m tests.bench.http1_session``. Prints microseconds of CPU per exchange, the median of five runs.
+Run: ``python -m tests.bench.http1_session``. Prints microseconds of CPU per exchange, median of five.
 """
 
 from __future__ import annotations

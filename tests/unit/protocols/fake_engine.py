@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field, replace
 
 from agent.protocols.http import Answer, Lookup, Refusal, Request, Response, Route
@@ -14,8 +15,12 @@ ALLOW = Verdict("allow", "rag-app", "10.yaml:1", "allowed", "hash")
 DENY = Verdict("deny", "no-bulk", "10.yaml:9", "bulk read is for backup only", "hash")
 
 
+_METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "PATCH", "OPTIONS"})
+_ROOTS = frozenset({"c", "id", "api", "collections"})
+
+
 class FakeEngine:
-    """Paths: ``/c/NAME/search`` reads and answers rows, ``/c/NAME/upload`` streams, ``/id/UUID/search`` looks up."""
+    """``/c/NAME/search`` reads and answers rows, ``/c/NAME/upload`` streams, ``/id/UUID/...`` looks up."""
 
     name = "fake"
     credential_headers = frozenset({"api-key", "authorization"})
@@ -28,11 +33,13 @@ class FakeEngine:
 
     def route(self, request: Request) -> Route:
         segments = request.segments
-        if segments[-1:] == ("search",):
+        if request.method not in _METHODS:
+            return Route("unknown", False)
+        if segments[-1:] in (("search",), ("query",)) and segments[0] in _ROOTS:
             return Route("POST search", True, reads_body=True, answer_rows=True)
         if segments[-1:] == ("upload",):
             return Route("PUT upload", True, reads_body=True, streamable=True)
-        if segments[:1] in (("c",), ()):
+        if not segments or segments[0] in _ROOTS:
             return Route("GET", True)
         return Route("unknown", False)
 
@@ -42,7 +49,9 @@ class FakeEngine:
         name = segments[1] if len(segments) > 1 else "*"
         if segments[:1] == ("id",):
             if name not in self.names:
-                asked = Request("GET", f"/names/{name}", ("names", name), (), (("accept", "application/json"),))
+                asked = Request(
+                    "GET", f"/names/{name}", ("names", name), (), (("accept", "application/json"),)
+                )
                 return Lookup(asked, name)
             name = self.names[name]
         if route.reads_body and request.body is not None and request.body[:1] not in (b"{", b""):
@@ -60,8 +69,9 @@ class FakeEngine:
 
     def learn(self, lookup: Lookup, response: Response) -> None:
         self.learnt.append((lookup, response))
-        if response.status == 200:
-            self.names[lookup.key] = json.loads(response.body)["name"]
+        found = re.fullmatch(rb'\{"name":"([a-z]+)"\}', response.body)
+        if response.status == 200 and found is not None:
+            self.names[lookup.key] = found.group(1).decode()
         elif response.status == 404:
             self.names[lookup.key] = "*"
 
