@@ -29,7 +29,9 @@ _UNKNOWN_REASONS = {
     **dict.fromkeys(_PROCESS_FIELDS, "no record of the kernel for this connection"),
     "remote": LOCAL,
 }
-_AMBIGUOUS_REASONS = dict.fromkeys(_PROCESS_FIELDS, "records of two namespaces fit this connection")
+_AMBIGUOUS_REASONS = dict.fromkeys(
+    (*_PROCESS_FIELDS, "remote"), "records of two namespaces fit this connection"
+)
 _SLOW = "reading took too long"
 
 
@@ -121,6 +123,7 @@ def _put_login(card: _Card, record: KernelRecord, seen: Observation) -> None:
         why = f"claims login uid {record.login_uid} outside of that user's slice, where any process may"
         for name in names:
             card.fail(name, why)
+        card.unobtained.add("login_session")
         card.put("login_tty", None, "no attested login")
         card.put("login_peer", None, "no attested login")
         return

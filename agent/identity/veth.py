@@ -54,7 +54,8 @@ class Routes:
             if self._netlink is None:
                 self._netlink = IPRoute()
             try:
-                return list(getattr(self._netlink, command)(*args, **kwargs))
+                answer = getattr(self._netlink, command)(*args, **kwargs)
+                return list(answer.values() if isinstance(answer, dict) else answer)
             except NetlinkError as exc:
                 raise NotProven(f"netlink {command}: {exc}") from exc
             except OSError as exc:
@@ -110,7 +111,7 @@ class Routes:
     def namespace_id(self, netns_fd: int) -> int | None:
         """The id this namespace has for the one at `netns_fd` (RTM_GETNSID); None = it has none."""
         answer = self._ask("get_netnsid", fd=netns_fd)
-        number = answer[0].get_attr("NETNSA_NSID") if answer else None
+        number = answer[0] if answer else None
         return number if isinstance(number, int) and number >= 0 else None
 
 

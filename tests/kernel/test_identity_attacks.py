@@ -334,8 +334,8 @@ def _delegate(scene: Scene) -> str:
         scene.arena.subgroup(path)
         path += "/" + name
     made = scene.arena.subgroup(path)
-    for name in (made, made / "cgroup.procs", made / "cgroup.subtree_control"):
-        os.chown(name, NOBODY, NOBODY)
+    for file in (made, made / "cgroup.procs", made / "cgroup.subtree_control"):
+        os.chown(file, NOBODY, NOBODY)
     scene.arena.subgroup("system.slice")
     scene.arena.subgroup("system.slice/rag.service")
     return path
