@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 from agent import confine
@@ -34,7 +34,7 @@ from agent.identity.record import ExecRecord, FourTuple, KernelRecord
 from agent.kernel.errors import SteeringError
 from agent.kernel.records import Event, EventKind
 from agent.kernel.steering import Steering
-from agent.messages import Drain, Identify, Present, Settings, Snapshot
+from agent.messages import Drain, Identify, Present, Pressure, Settings, Snapshot
 from agent.metrics import MetricsServer, metrics_text
 from agent.notary import Notary
 from agent.rulebook import Rulebook, load_rulebook
@@ -91,6 +91,7 @@ class Keeper:
         self._ready = False
         self._version = 0
         self.bypasses = 0
+        self.pressure: Literal["ok", "alert", "meta", "full"] = "ok"
         self._off_timers: dict[str, asyncio.TimerHandle] = {}
 
     # -- crew.Owner --------------------------------------------------------------------------------
@@ -126,6 +127,8 @@ class Keeper:
 
     def admitted(self, member: Member, fresh: bool) -> None:
         self.notary.stream_started(member.stream, fresh)
+        if self.pressure != "ok":
+            asyncio.get_running_loop().call_soon(member.send, Pressure(self.pressure))
 
     def present(self, member: Member, message: Present) -> None:
         self.notary.present(member.stream, message.blocks)
@@ -404,9 +407,15 @@ class Keeper:
                 _complain(f"checkpoint: {error}")
 
     async def _checkpoint(self) -> None:
-        signed = await self.notary.checkpoint(self._counters())
+        counters = self._counters()
+        signed = await self.notary.checkpoint(counters)
         for stream, seq in signed.items():
             self.crew.sign(stream, seq)
+        pressure = self.notary.tend(counters)
+        if pressure != self.pressure:
+            self.pressure = pressure
+            _complain(f"evidence disk: {pressure}")
+            self.crew.broadcast(Pressure(pressure))
 
     def _counters(self) -> dict[str, int]:
         stats = self.steering.stats()

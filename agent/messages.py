@@ -136,6 +136,12 @@ class Signed(Message, frozen=True, tag="signed"):
     seq: int
 
 
+class Pressure(Message, frozen=True, tag="pressure"):
+    """How full the evidence disk is: alert, then bodies are left out (meta), then nothing is recorded (full)."""
+
+    level: Literal["ok", "alert", "meta", "full"]
+
+
 class Kill(Message, frozen=True, tag="kill"):
     session: str
 
@@ -158,7 +164,7 @@ class Refused(Message, frozen=True, tag="refused"):
     reason: str
 
 
-AgentMessage = Snapshot | Segment | Welcome | Identified | Signed | Kill | Drain | Adopt | Refused
+AgentMessage = Snapshot | Segment | Welcome | Identified | Signed | Pressure | Kill | Drain | Adopt | Refused
 
 encode = msgspec.msgpack.Encoder().encode
 decode_worker = msgspec.msgpack.Decoder(WorkerMessage).decode

@@ -23,7 +23,7 @@ from agent.config import Evidence
 from agent.evidence.frames import AdminFrame, BypassFrame, Frame, PolicyFrame
 from agent.evidence.ledger import BlockDigest, Ledger, LedgerError, PresentError
 from agent.evidence.recovery import recover_streams
-from agent.evidence.retention import Retention
+from agent.evidence.retention import Pressure, Reserve, disk_pressure, free_bytes, retain
 from agent.evidence.segment import list_segments
 
 T = TypeVar("T")
@@ -50,7 +50,9 @@ class Notary:
         self._epoch = 0
         self._failures = 0
         self._key_break = False
-        self._retention_due = 0.0
+        # Not before every living worker of an earlier agent has come back: its stream must be known.
+        self._retention_due = time.monotonic() + RETENTION_EVERY
+        self._reserve = Reserve(evidence.dir, evidence.reserve)
 
     def masking_key(self) -> bytes:
         """The key of `hmac` masks: made once, so that a value has the same token in every record."""
@@ -73,6 +75,8 @@ class Notary:
         self.streams.mkdir(mode=0o750, exist_ok=True)
         self._ledger = self._thread.submit(self._open).result()
         self._key_break = self._ledger.key_break
+        if not self._reserve.fill():
+            self._complain("no room for the reserve that keeps GAP and CHECKPOINT writable on a full disk")
         if self._key_break:
             self._complain("the signing key that the last checkpoint announced is not here: a key break is recorded")
 
@@ -139,27 +143,32 @@ class Notary:
 
         try:
             signed = await asyncio.wrap_future(self._run(sign))
-        except LedgerError as error:
+        except (LedgerError, OSError) as error:
             self._failures += 1
-            self._complain(str(error))
+            self._complain(f"{error}; evidence stays unsigned until this works again")
+            self._reserve.release()  # so that the next try has room
             return {}
         if signed or self._ledger is not None:
             self._epoch = self._ledger.last.epoch if self._ledger and self._ledger.last else self._epoch
         self._signed.update(signed)
-        self._retire_old()
         return signed
 
-    def _retire_old(self) -> None:
+    def tend(self, counters: Mapping[str, int]) -> Pressure:
+        """Once an epoch: how full the disk is; now and then, what retention takes. Fills the reserve again."""
+        pressure = disk_pressure(free_bytes(self.root), self._evidence.reserve)
         now = time.monotonic()
-        if now < self._retention_due:
-            return
-        self._retention_due = now + RETENTION_EVERY
-        keep, most = self._evidence.keep, self._evidence.max_size
+        if now >= self._retention_due:
+            self._retention_due = now + RETENTION_EVERY
+            self._submit(lambda ledger: self._retain(ledger, counters))
+        return pressure
 
-        def clean(ledger: Ledger) -> None:
-            Retention(self.root, ledger, keep_seconds=keep, max_bytes=most).run()
-
-        self._submit(clean)
+    def _retain(self, ledger: Ledger, counters: Mapping[str, int]) -> None:
+        keep_ns = int(self._evidence.keep * 10**9)
+        outcome = retain(self.root, ledger, counters=counters, keep_ns=keep_ns, max_size=self._evidence.max_size)
+        if outcome.blocked:
+            self._complain(f"retention could not remove {outcome.blocked[0]} and {len(outcome.blocked) - 1} more")
+        if disk_pressure(free_bytes(self.root), self._evidence.reserve) in ("ok", "alert"):
+            self._reserve.fill()
 
     def close(self, counters: Mapping[str, int]) -> None:
         """The last frames, CLOSE, and the end of the thread."""

@@ -42,6 +42,7 @@ from agent.messages import (
     Listener,
     NeedSegment,
     Present,
+    Pressure,
     Refused,
     Segment,
     Settings,
@@ -261,6 +262,8 @@ class Worker:
                 self._take_welcome(message)
             case Signed():
                 self.journal.signed(message.seq)
+            case Pressure():
+                self.journal.pressure = message.level
             case Kill():
                 relay = self._relays.get(message.session)
                 if relay is not None:
@@ -427,7 +430,7 @@ class Worker:
 
     def _send_blocks(self, blocks: list[Presented]) -> None:
         if blocks:
-            self._link.send(Present(tuple(tuple(block[:3]) for block in blocks)))
+            self._link.send(Present(tuple((b.first, b.count, b.digest) for b in blocks)))
 
     async def _tick(self) -> None:
         counted = 0.0
