@@ -178,6 +178,8 @@ class ChromaEngine:
         line = TABLE.find(request)
         if operation.actions & {Action.SCHEMA, Action.ADMIN}:
             self._names.forget()
+        if verdict.filters and not operation.carries_filter and operation.actions != {Action.SESSION}:
+            raise Refusal("filter", "this request cannot carry the filter the policy asks for")
         if line is None or line.kind not in READERS or request.body is None:
             if verdict.clamps:
                 raise Refusal("clamp", "this request cannot be cut to the policy's limits")

@@ -165,6 +165,8 @@ class QdrantEngine:
 
     def rewrite(self, request: Request, operation: Operation, verdict: Verdict) -> Request:
         self._pass_by(operation)
+        if verdict.filters and not operation.carries_filter and operation.actions != {Action.SESSION}:
+            raise Refusal("filter", "this request cannot carry the filter the policy asks for")
         line = TABLE.find(request)
         if line is None or line.kind not in READERS or request.body is None:
             if verdict.clamps or (verdict.filters and operation.actions != {Action.SESSION}):

@@ -99,9 +99,11 @@ def _walk_condition(tree: Tree, probed: set[str], under: str) -> None:
 
 
 _INNER: Final = frozenset(
-    ["mult", "sum", "neg", "abs", "div", "sqrt", "pow", "exp", "log10", "ln", "lin_decay", "exp_decay", "gauss_decay"]
-    + ["left", "right", "base", "exponent", "x", "target"]
-)
+    {
+        "mult", "sum", "neg", "abs", "div", "sqrt", "pow", "exp", "log10", "ln", "lin_decay", "exp_decay",
+        "gauss_decay", "left", "right", "base", "exponent", "x", "target",
+    }
+)  # fmt: skip
 
 
 def walk_formula(tree: Tree, probed: set[str]) -> None:

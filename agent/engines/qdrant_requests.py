@@ -119,8 +119,11 @@ def _pairs(ask: Ask, value: Tree) -> None:
 
 
 _QUERY_KINDS: Final = frozenset(
-    ["nearest", "mmr", "recommend", "discover", "context", "order_by", "fusion", "rrf", "formula", "defaults", "sample", "relevance_feedback"]
-)
+    {
+        "nearest", "mmr", "recommend", "discover", "context", "order_by", "fusion", "rrf", "formula",
+        "defaults", "sample", "relevance_feedback",
+    }
+)  # fmt: skip
 _INPUT_KINDS: Final = frozenset(
     {"indices", "values", "text", "model", "options", "image", "object", "bm25_config", "language"}
 )
