@@ -15,10 +15,10 @@ import msgspec
 
 from policy.combine import RecordDefaults, Restrictions, combine, reads_body
 from policy.decide import UNKNOWN_MESSAGE, Match, Trial, deny_all, is_unknown, judge
-from policy.index import WhatIndex
-from policy.match import Test, Truth, compile_condition, matches_name, may_be_allowed
-from policy.model import ANY_COLLECTION, Action, NearMiss, Operation, Subject, Verdict
-from policy.nearest import first_miss, who_misses
+from policy.index import WhatIndex, WhoIndex
+from policy.match import compile_condition, matches_name
+from policy.model import ANY_COLLECTION, Action, Attribution, NearMiss, Operation, Subject, Verdict
+from policy.nearest import first_miss
 from policy.rules import Condition, Rule, What, hash_rules
 
 MAX_KINDS = 256
@@ -51,6 +51,9 @@ class GuardRules:
     def __init__(self, rules: Iterable[Rule], guard: str) -> None:
         self.rules = tuple(rule for rule in rules if _names_guard(rule.what, guard))
         self.what = WhatIndex([rule.what for rule in self.rules])
+        self.who = WhoIndex([rule.who for rule in self.rules])
+        self.unless_who = WhoIndex([rule.unless.who if rule.unless else () for rule in self.rules])
+        self.remote = _bits(any(c.key == "remote" for c in rule.who) for rule in self.rules)
         self.unless = WhatIndex([rule.unless.what if rule.unless else None for rule in self.rules])
         self.has_unless = _bits(
             rule.unless is not None and _names_guard(rule.unless.what or What(), guard) for rule in self.rules
@@ -66,6 +69,14 @@ class GuardRules:
 
 def _names_guard(what: What, guard: str) -> bool:
     return what.guard is None or matches_name(what.guard, guard)
+
+
+def allowable(subject: Subject, remote: int, everything: int) -> int:
+    """`may_be_allowed` for all rules: `remote` are those that name it."""
+    if subject.attribution is Attribution.UNATTRIBUTED:
+        return 0
+    is_remote = subject.attribution is Attribution.REMOTE or subject.remote is not None
+    return remote if is_remote else everything
 
 
 def _bits(flags: Iterable[bool]) -> int:
@@ -124,24 +135,15 @@ class Bound:
         self._kinds: dict[tuple[frozenset[Action], frozenset[str], str], Match] = {}
         self._enforced = 0
         self._changes_at = float("-inf")  # when the next `until` passes
+        self._readers: dict[tuple[frozenset[Action], frozenset[str], str], bool] = {}
         self._misses: list[tuple[int, int]] | None = None
-        self._bind()
-
-    def _bind(self) -> None:
-        """Which rules the subject satisfies: certainly, or perhaps (an error); the same for exceptions."""
-        rules, subject, tests = self._rules, self.subject, self.policy.tests
-        self._who_maybe = self._who_surely = self._unless_maybe = self._unless_surely = 0
-        known: dict[Condition, Truth] = {}
-        for at, rule in enumerate(rules.rules):
-            bit = 1 << at
-            truth = _truth(rule.who, subject, tests, known)
-            self._who_maybe |= bit if truth is not Truth.NO else 0
-            if truth is Truth.YES and (not rule.permits or may_be_allowed(rule, subject)):
-                self._who_surely |= bit
-            if rule.unless is not None and rules.has_unless & bit:
-                truth = _truth(rule.unless.who, subject, tests, known)
-                self._unless_maybe |= bit if truth is not Truth.NO else 0
-                self._unless_surely |= bit if truth is Truth.YES else 0
+        rules = self._rules
+        surely, self._who_maybe, self._by_key = rules.who.evaluate(subject)
+        # What an allow asks beside its conditions counts as one more key.
+        self._by_key.append(allowable(subject, rules.remote, rules.what.everything))
+        self._who_surely = surely & self._by_key[-1]
+        surely, maybe, _ = rules.unless_who.evaluate(subject)
+        self._unless_surely, self._unless_maybe = surely & rules.has_unless, maybe & rules.has_unless
 
     def decide(self, operation: Operation, now: float) -> Verdict:
         """Judge one operation as enforce mode does (`observed` makes the observe verdict of it)."""
@@ -156,7 +158,13 @@ class Bound:
     def reads_body(self, operation: Operation) -> bool:
         """Whether any rule, shadow rules too, could need what only the body tells."""
         try:
-            return bool(self._restricting(operation) & self._rules.readers)
+            kind = (operation.actions, operation.collections, operation.engine)
+            found = self._readers.get(kind)
+            if found is None:
+                if len(self._readers) >= MAX_KINDS:
+                    self._readers.clear()
+                found = self._readers[kind] = bool(self._restricting(operation) & self._rules.readers)
+            return found
         except Exception:  # reading more than needed is the safe side
             return True
 
@@ -166,6 +174,12 @@ class Bound:
         Only a `tunnel` rule gives it, and only where no deny and no restriction could apply to
         anything that the bytes may hold.
         """
+        try:
+            return self._tunnel(engine, now)
+        except Exception:  # parsed and judged is the safe side
+            return None
+
+    def _tunnel(self, engine: str, now: float) -> Verdict | None:
         rules = self._rules
         self._refresh(now)
         anything = replace(TUNNEL, guard=self.guard, engine=engine)
@@ -263,12 +277,11 @@ class Bound:
         """The allow with the fewest failing conditions; among equals, one that knows the caller."""
         rules = self._rules
         if self._misses is None:
-            tests = self.policy.tests
             self._misses = sorted(
-                (who_misses(rules.rules[at], self.subject, tests), at)
+                (sum(not met >> at & 1 for met in self._by_key), at)
                 for at in _each(rules.allows | rules.tunnels)
             )
-        what_bits = (
+        what = (
             rules.what.actions_covering(operation),
             rules.what.collections_covering(operation),
             rules.what.engine(operation.engine),
@@ -277,35 +290,11 @@ class Bound:
         )
         best: tuple[int, int, int] | None = None
         for who_count, at in self._misses:
-            if best is not None and who_count > best[0]:
+            if best is not None and who_count >= best[0]:
                 break
-            count = who_count + sum(not bits >> at & 1 for bits in what_bits)
+            count = who_count + sum([not bits >> at & 1 for bits in what])
             if best is None or (count, who_count, at) < best:
                 best = (count, who_count, at)
-        return (
-            None
-            if best is None
-            else first_miss(rules.rules[best[2]], self.subject, operation, self.policy.tests)
-        )
-
-
-def _truth(
-    conditions: tuple[Condition, ...],
-    subject: Subject,
-    tests: dict[Condition, Test],
-    known: dict[Condition, Truth],
-) -> Truth:
-    """All keys of one `who`: a plain NO of one outweighs an ERROR of another.
-
-    `known` keeps each distinct condition's value: many rules share theirs.
-    """
-    result = Truth.YES
-    for condition in conditions:
-        truth = known.get(condition)
-        if truth is None:
-            truth = known[condition] = tests[condition](subject)
-        if truth < result:
-            result = truth
-            if result is Truth.NO:
-                break
-    return result
+        if best is None:
+            return None
+        return first_miss(rules.rules[best[2]], self.subject, operation, self.policy.tests)

@@ -45,7 +45,7 @@ def value_of(subject: Subject, key: str) -> object:
     return getattr(subject, field_of(key))
 
 
-def _is_unknown(subject: Subject, key: str) -> bool:
+def is_unobtained(subject: Subject, key: str) -> bool:
     """The value exists but was not obtained."""
     if subject.unobtained and (
         field_of(key) in subject.unobtained or (key == "group" and "groups" in subject.unobtained)
@@ -65,7 +65,7 @@ def compile_condition(condition: Condition) -> Test:
             value = value_of(subject, key)
             if value not in ABSENT and holds(value):
                 return Truth.YES
-            return Truth.ERROR if _is_unknown(subject, key) else Truth.NO
+            return Truth.ERROR if is_unobtained(subject, key) else Truth.NO
         except Exception:  # a rule we cannot evaluate must not pass for one that does not match
             return Truth.ERROR
 

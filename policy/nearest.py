@@ -15,12 +15,6 @@ MAX_SHOWN = 200
 Tests = Mapping[Condition, Test]
 
 
-def who_misses(rule: Rule, subject: Subject, tests: Tests) -> int:
-    """How many conditions on the subject are not surely met, as an allow asks."""
-    missed = sum(tests[condition](subject) is not Truth.YES for condition in rule.who)
-    return missed + (not may_be_allowed(rule, subject))
-
-
 def first_miss(
     rule: Rule, subject: Subject, operation: Operation, tests: Tests, *, every: bool = True
 ) -> NearMiss | None:
