@@ -244,14 +244,14 @@ class Http1Session(DecidingSide):
             self._break_body(out, exchange, error)
             return b""
         if self._phase is Phase.STREAM:
-            self._stream(out, exchange, pieces, reader.done)
+            self._stream(out, exchange, b"".join(pieces), reader.done)
             return rest
         exchange.size += sum(map(len, pieces))
         if self._phase is Phase.DRAIN:
             if reader.done or exchange.size > self._bounds.body:
                 self._close(out)
             return b""
-        exchange.pieces += pieces
+        exchange.pieces.add(pieces)
         if reader.done:
             self._phase = Phase.JUDGE
             self._decide(out, exchange)

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from agent.protocols.coding import decode_body
 from agent.protocols.http import Answer, Engine, Headers, Lookup, Refusal, Response
-from agent.protocols.http1_body import BodyReader, ChunkedBody, CloseBody, LengthBody
+from agent.protocols.http1_body import BodyReader, ChunkedBody, CloseBody, LengthBody, Pieces
 from agent.protocols.http1_exchange import EMPTY_SHA256, Exchange, Recorder
 from agent.protocols.http1_form import (
     CHANGED_DROPS,
@@ -46,15 +46,27 @@ class Rolling(Protocol):
 class Arriving:
     """An answer that is not whole yet."""
 
-    __slots__ = ("chunked", "head", "keep_alive", "length", "passed", "pieces", "reader", "rolling", "size")
+    __slots__ = (
+        "chunked",
+        "dropped",
+        "head",
+        "keep_alive",
+        "length",
+        "passed",
+        "pieces",
+        "reader",
+        "rolling",
+        "size",
+    )
 
     def __init__(self, head: ResponseHead, length: int | None, reader: BodyReader | None) -> None:
         self.head = head
         self.length = length
         self.keep_alive = head.keep_alive
         self.reader = reader
-        self.pieces: list[bytes] = []
+        self.pieces = Pieces()
         self.size = 0
+        self.dropped = False  # too large to keep for the record
         self.passed = False  # it goes out in pieces
         self.chunked = False  # and those are chunks of ours
         self.rolling: Rolling | None = None  # of what has passed
@@ -215,9 +227,9 @@ class AnswerSide(ABC):
     def _take_pieces(self, out: Output, exchange: Exchange, arriving: Arriving, pieces: list[bytes]) -> None:
         arriving.size += sum(map(len, pieces))
         if arriving.passed:
-            self._pass_pieces(out, exchange, arriving, pieces)
+            self._pass_piece(out, exchange, arriving, b"".join(pieces))
             return
-        arriving.pieces += pieces
+        arriving.pieces.add(pieces)
         if arriving.size <= self._limit(exchange):
             return
         if self._lookup is not None or exchange.touched:
@@ -242,11 +254,10 @@ class AnswerSide(ABC):
             framing += "connection: close\r\n"
         out.to_client.append(self._released_head(exchange, head, RESPONSE_DROPS, framing))
         exchange.released = True
-        pieces, arriving.pieces = arriving.pieces, []
-        self._pass_pieces(out, exchange, arriving, pieces)
+        self._pass_piece(out, exchange, arriving, arriving.pieces.take())
 
-    def _pass_pieces(self, out: Output, exchange: Exchange, arriving: Arriving, pieces: list[bytes]) -> None:
-        for piece in pieces:
+    def _pass_piece(self, out: Output, exchange: Exchange, arriving: Arriving, piece: bytes) -> None:
+        if piece:
             arriving.passes(piece)
             self._recorder.piece(out, exchange, "response", piece)
             if arriving.chunked:
@@ -260,8 +271,7 @@ class AnswerSide(ABC):
         self._arriving = None
         if surplus:
             arriving.keep_alive = False
-        pieces = arriving.pieces
-        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        body = arriving.pieces.take()
         lookup = self._lookup
         if lookup is not None:
             self._lookup = None

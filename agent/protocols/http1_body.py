@@ -16,7 +16,34 @@ from agent.protocols.session import Bounds, ProtocolError
 Side = Literal["client", "server"]
 _SIZE = re.compile(rb"(0|[1-9A-Fa-f][0-9A-Fa-f]{0,7})\r\n")
 _SIZE_PREFIX = re.compile(rb"(?:(?:0|[1-9A-Fa-f][0-9A-Fa-f]{0,7})\r?)?")
+_MOST_PIECES = 1024  # a bytes object costs 33 bytes besides its content: two-byte chunks would cost 20 times
 _LONGEST_LINE = 10  # eight hex digits, CR, LF
+
+
+class Pieces:
+    """A body as it is collected. A body of tiny pieces is held in few objects, at its own size."""
+
+    __slots__ = ("_held", "_joined")
+
+    def __init__(self) -> None:
+        self._joined: list[bytes] = []
+        self._held: list[bytes] = []
+
+    def add(self, pieces: list[bytes]) -> None:
+        self._held += pieces
+        if len(self._held) > _MOST_PIECES:
+            self._joined.append(b"".join(self._held))
+            self._held = []
+
+    def take(self) -> bytes:
+        """The whole body so far; it is forgotten here."""
+        held, joined = self._held, self._joined
+        if joined:
+            held = [*joined, *held]
+            self._joined = []
+        if held:
+            self._held = []
+        return held[0] if len(held) == 1 else b"".join(held)
 
 
 class BodyReader(Protocol):

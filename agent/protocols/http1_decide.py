@@ -107,9 +107,8 @@ class DecidingSide(AnswerSide):
         request = exchange.request
         if request is None or self._lookup is not None:
             return
-        if exchange.pieces:
-            whole = exchange.pieces[0] if len(exchange.pieces) == 1 else b"".join(exchange.pieces)
-            exchange.pieces = []
+        whole = exchange.pieces.take()
+        if whole:
             request = Request(
                 request.method, request.path, request.segments, request.query, request.headers, whole
             )
@@ -222,7 +221,8 @@ class DecidingSide(AnswerSide):
         self._exchange = None
         if draining and self._reader is not None and not self._reader.done and reason != "body-too-large":
             # A client that is still sending would lose the answer to a reset: read on, within bounds.
-            exchange.size, exchange.pieces = 0, []
+            exchange.size = 0
+            exchange.pieces.take()
             self._exchange, self._phase = exchange, Phase.DRAIN
         elif close:
             self._close(out)
@@ -263,12 +263,11 @@ class DecidingSide(AnswerSide):
         out.to_server.append(self._forwarded_head(exchange, rewritten, verdict, framing))
         exchange.sent = True
         self._phase = Phase.STREAM
-        pieces, exchange.pieces = exchange.pieces, []
-        self._stream(out, exchange, pieces, False)
+        self._stream(out, exchange, exchange.pieces.take(), False)
 
-    def _stream(self, out: Output, exchange: Exchange, pieces: list[bytes], done: bool) -> None:
+    def _stream(self, out: Output, exchange: Exchange, piece: bytes, done: bool) -> None:
         chunked = exchange.head is not None and exchange.head.chunked
-        for piece in pieces:
+        if piece:
             self._recorder.piece(out, exchange, "request", piece)
             if chunked:
                 out.to_server += chunk_frame(piece)

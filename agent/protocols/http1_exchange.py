@@ -13,6 +13,7 @@ from hashlib import sha256
 
 from agent.protocols.coding import decode_body
 from agent.protocols.http import Answer, Engine, Request, Response, Route
+from agent.protocols.http1_body import Pieces
 from agent.protocols.http1_form import CREDENTIALS, recorded_headers
 from agent.protocols.http1_head import RequestHead, ResponseHead
 from agent.protocols.session import Abort, Chunk, Intent, Output, ProtocolError, Result
@@ -39,7 +40,7 @@ class Exchange:
     route: Route = UNREAD_ROUTE
     operation: Operation | None = None
     verdict: Verdict | None = None
-    pieces: list[bytes] = field(default_factory=list)  # of the body, while it is collected
+    pieces: Pieces = field(default_factory=Pieces)  # of the body, while it is collected
     size: int = 0
     lookups: int = 0
     looked_early: bool = False

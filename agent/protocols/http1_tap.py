@@ -217,12 +217,12 @@ class Http1Tap:
 
     def _take_pieces(self, out: Output, exchange: Exchange, pieces: list[bytes], used: int) -> None:
         if exchange.sent:
-            for piece in pieces:
-                self._recorder.piece(out, exchange, "request", piece)
+            if pieces:
+                self._recorder.piece(out, exchange, "request", b"".join(pieces))
             self._cleared += used
             return
         exchange.size += used
-        exchange.pieces += pieces
+        exchange.pieces.add(pieces)
         if exchange.size > self._held_bound(exchange):
             self._judge_head(out, exchange)
 
@@ -231,8 +231,7 @@ class Http1Tap:
         return self._bounds.body if reads else self._bounds.stream_above
 
     def _judge_whole(self, out: Output, exchange: Exchange) -> None:
-        body = b"".join(exchange.pieces)
-        exchange.pieces = []
+        body = exchange.pieces.take()
         if body and exchange.request is not None:
             exchange.request = replace(exchange.request, body=body)
         if exchange.verdict is None:
@@ -247,8 +246,8 @@ class Http1Tap:
             else:
                 self._decide(exchange)
         self._send(out, exchange, None)
-        pieces, exchange.pieces = exchange.pieces, []
-        for piece in pieces:
+        piece = exchange.pieces.take()
+        if piece:
             self._recorder.piece(out, exchange, "request", piece)
 
     def _send(self, out: Output, exchange: Exchange, body: bytes | None) -> None:
@@ -323,24 +322,25 @@ class Http1Tap:
 
     def _keep(self, out: Output, exchange: Exchange, arriving: Arriving, pieces: list[bytes]) -> None:
         """Keep a copy for the record; what is released before the whole is known leaves its hash first."""
-        for piece in pieces:
-            arriving.size += len(piece)
-            arriving.passes(piece)
+        piece = b"".join(pieces)
+        arriving.size += len(piece)
+        arriving.passes(piece)
         whole = arriving.reader is not None and arriving.reader.done
         if not whole or arriving.passed:
-            for piece in pieces:
+            if piece:
                 self._recorder.piece(out, exchange, "response", piece)
             arriving.passed = True
         bound = self._bounds.body if exchange.route.answer_rows else self._bounds.stream_above
         if arriving.size > bound:
-            arriving.pieces = []
-        else:
-            arriving.pieces += pieces
+            arriving.pieces.take()
+            arriving.dropped = True
+        elif not arriving.dropped:
+            arriving.pieces.add([piece])
 
     def _complete(self, out: Output, exchange: Exchange, arriving: Arriving) -> None:
         self._arriving = None
-        head, body = arriving.head, b"".join(arriving.pieces)
-        if len(body) == arriving.size:
+        head, body = arriving.head, arriving.pieces.take()
+        if not arriving.dropped:
             self._recorder.answered(out, exchange, head, body, self._bounds.body, None)
             result = out.records[-1]
             full = exchange.verdict is not None and exchange.verdict.level == "full"
