@@ -100,7 +100,7 @@ int track(struct bpf_sock_ops *ctx)
 		if (ctx->args[0] == TCP_LISTEN)
 			on_listen(ctx, true);
 		else
-			on_close(ctx);
+			on_close(ctx, ctx->args[0] == TCP_SYN_SENT);
 	}
 	return 1;
 }

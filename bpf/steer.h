@@ -142,8 +142,9 @@ struct event {
 	__u32 kind;
 	__u32 guard;
 	__u32 guard_flags;
-	__u32 zero;
+	__u32 known; /* 1: `who` is filled, and taken out of the table */
 	struct flow flow;
+	struct identity who; /* who.netns differs from flow.netns: begun in another namespace, not proven */
 };
 
 enum stat {
@@ -155,7 +156,7 @@ enum stat {
 	STAT_IDENTITY_WRITTEN,
 	STAT_IDENTITY_MISSING, /* the socket carried no record when its SYN left */
 	STAT_IDENTITY_LOST,    /* the table was full */
-	STAT_IDENTITY_CLOSED,  /* never asked for, deleted at close */
+	STAT_IDENTITY_CLOSED,  /* its connection was never established: deleted at close */
 	STAT_TICKET_WRITTEN,
 	STAT_TICKET_LOST,    /* the table was full: the loop guard drops it */
 	STAT_TICKET_EXPIRED, /* deleted at close */

@@ -55,6 +55,25 @@ static __always_inline void ends_of(volatile struct bpf_sock_ops *ctx, struct en
 	}
 }
 
+static __always_inline void forget(struct bpf_sock_ops *ctx, struct ends *ends)
+{
+	struct flow flow = {};
+	struct identity *who;
+	__u32 bucket;
+
+	flow.netns = bpf_get_netns_cookie(ctx);
+	__builtin_memcpy(flow.saddr, ends->local, 16);
+	__builtin_memcpy(flow.daddr, ends->remote, 16);
+	flow.sport = ends->local_port;
+	flow.dport = ends->remote_port;
+	who = bpf_map_lookup_elem(&identities, &flow);
+	if (!who)
+		return;
+	bucket = who->bucket;
+	if (!bpf_map_delete_elem(&identities, &flow))
+		discharge(bucket);
+}
+
 static __always_inline void on_connect(struct bpf_sock_ops *ctx)
 {
 	struct ends ends;
@@ -69,6 +88,7 @@ static __always_inline void on_connect(struct bpf_sock_ops *ctx)
 		return;
 	kept = bpf_sk_storage_get(&connecting, sk, 0, 0);
 	if (!kept || !kept->who.cookie) {
+		forget(ctx, &ends); /* not the name of whoever had this tuple before */
 		count(STAT_IDENTITY_MISSING); /* the connect hook did not see it: arrives as unattributed */
 		return;
 	}
@@ -111,7 +131,7 @@ static __always_inline void on_connect(struct bpf_sock_ops *ctx)
 	}
 }
 
-static __always_inline void on_close(struct bpf_sock_ops *ctx)
+static __always_inline void on_close(struct bpf_sock_ops *ctx, bool refused)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct connecting *kept;
@@ -126,12 +146,37 @@ static __always_inline void on_close(struct bpf_sock_ops *ctx)
 	ticket = bpf_map_lookup_elem(&tickets, &kept->flow);
 	if (ticket && ticket->cookie == kept->who.cookie && !bpf_map_delete_elem(&tickets, &kept->flow))
 		count(STAT_TICKET_EXPIRED); /* a ticket that outlives its socket would be a bypass */
+	if (!refused && !(kept->who.flags & IDENTITY_PROXY))
+		return; /* a client may be gone before it is accepted: its name stays until somebody asks */
 	who = bpf_map_lookup_elem(&identities, &kept->flow);
 	if (who && who->cookie == kept->who.cookie && !bpf_map_delete_elem(&identities, &kept->flow) &&
 	    !(kept->who.flags & IDENTITY_PROXY)) {
 		discharge(kept->who.bucket);
 		count(STAT_IDENTITY_CLOSED);
 	}
+}
+
+/* Nobody will ask who it was: the record goes with the event. */
+static __always_inline void hand_over(struct event *event, struct flow *flow)
+{
+	struct flow there = *flow;
+	struct identity *who = bpf_map_lookup_elem(&identities, &there);
+	__u64 *netns;
+
+	if (!who) {
+		there.netns = 0;
+		netns = bpf_map_lookup_elem(&elsewhere, &there);
+		if (!netns)
+			return;
+		there.netns = *netns;
+		who = bpf_map_lookup_elem(&identities, &there);
+		if (!who)
+			return;
+	}
+	event->who = *who;
+	event->known = 1;
+	if (!bpf_map_delete_elem(&identities, &there) && !(event->who.flags & IDENTITY_PROXY))
+		discharge(event->who.bucket);
 }
 
 static __always_inline void report(__u32 kind, struct guard *guard, struct flow *flow, __u64 cookie)
@@ -142,13 +187,14 @@ static __always_inline void report(__u32 kind, struct guard *guard, struct flow 
 		count(STAT_EVENT_LOST);
 		return;
 	}
+	__builtin_memset(event, 0, sizeof(*event));
 	event->at = bpf_ktime_get_boot_ns();
 	event->cookie = cookie;
 	event->kind = kind;
 	event->guard = guard->index;
 	event->guard_flags = guard->flags;
-	event->zero = 0;
 	event->flow = *flow;
+	hand_over(event, flow);
 	bpf_ringbuf_submit(event, 0);
 }
 

@@ -55,7 +55,8 @@ class EventKind(enum.IntEnum):
 
 
 STATS = (
-    "connect_recorded", "connect_proxy", "connect_refused_cap", "connect_refused_memory", "connect_unrecorded",
+    "connect_recorded", "connect_proxy", "connect_refused_cap", "connect_refused_memory",
+    "connect_unrecorded",
     "identity_written", "identity_missing", "identity_lost", "identity_closed",
     "ticket_written", "ticket_lost", "ticket_expired",
     "lookup_own_port", "lookup_not_tcp", "lookup_ticket", "lookup_loop", "lookup_off", "lookup_not_up",
@@ -74,7 +75,7 @@ PLACE = struct.Struct("=Q16sII")
 IDENTITY = struct.Struct("=HHIIIIIIIQQQIIIIQQQIIQQ16s")
 PROCESS_KEY = struct.Struct("=QII")
 PROCESS = struct.Struct("=QQQQQQIIII16s256s")
-EVENT = struct.Struct("=QQIIII48s")
+EVENT = struct.Struct("=QQIIII48s136s")
 INFLIGHT = struct.Struct("=II")
 SETTINGS = struct.Struct("=II")
 
@@ -161,7 +162,7 @@ class Identity:
 class ProcessRecord:
     """What was kept of a process by its fork, exec and exit. ``executed`` 0: its exec was not seen.
 
-    ``filename`` is what was given to exec, relative to whatever root and directory the caller had: not attested.
+    ``filename`` is what was given to exec, relative to whatever root the caller had: not attested.
     """
 
     executed: int
@@ -186,7 +187,11 @@ class ProcessRecord:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A connection that was established with the database and did not go through the proxy."""
+    """A connection that was established with the database and did not go through the proxy.
+
+    ``who`` is taken out of the table: None if nobody is known. With ``who.netns != flow.netns`` it was
+    begun in another namespace, and that it is the same connection is not proven.
+    """
 
     at: int
     cookie: int
@@ -194,11 +199,13 @@ class Event:
     guard: int
     guard_flags: GuardFlag
     flow: Flow
+    who: Identity | None
 
     @classmethod
     def unpack(cls, raw: bytes) -> Event:
-        at, cookie, kind, guard, flags, _, flow = EVENT.unpack_from(raw)
-        return cls(at, cookie, EventKind(kind), guard, GuardFlag(flags), Flow.unpack(flow))
+        at, cookie, kind, guard, flags, known, flow, who = EVENT.unpack_from(raw)
+        identity = Identity.unpack(who) if known else None
+        return cls(at, cookie, EventKind(kind), guard, GuardFlag(flags), Flow.unpack(flow), identity)
 
 
 def user_dev(kernel_dev: int) -> int:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sockets and addresses of the caller's own network namespace, by netlink.
 
-Owns sock_diag dumps filtered by port in the kernel, SOCK_DESTROY, and the address list. Written on the
-raw messages (linux/inet_diag.h, linux/rtnetlink.h): three fixed requests, synchronous, with the cookie, cgroup
-and v6only that steering needs. Dumping needs no capability, destroying CAP_NET_ADMIN.
+Owns sock_diag dumps filtered by port in the kernel, SOCK_DESTROY, and the address list. Written on
+the raw messages (linux/inet_diag.h, linux/rtnetlink.h): three fixed requests, synchronous, with the
+cookie, cgroup and v6only that steering needs. Dumping needs no capability, destroying CAP_NET_ADMIN.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class State(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Socket:
-    """One TCP socket. ``cgroup`` is the id of the cgroup it was made in, None where the kernel does not say."""
+    """One TCP socket. ``cgroup``: id of the cgroup it was made in, None where the kernel does not say."""
 
     family: int
     state: State

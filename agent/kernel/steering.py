@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -22,14 +23,39 @@ from agent.kernel.errors import SteeringError
 from agent.kernel.events import EventReader
 from agent.kernel.namespaces import netns_cookie_of, socket_cookie
 from agent.kernel.records import (
-    ANY_ADDRESS, BUCKET_TOTAL, FLOW, GUARD, IDENTITY, INFLIGHT, MAX_GUARDS, MAX_WORKERS, PLACE, PROCESS, PROCESS_KEY,
-    SETTINGS, STATS, UP, UP_KEY, UP_LANES, WATCH_KEY, Address, Event, Flow, GuardFlag, Identity, MarkKind,
-    ProcessRecord, pack_address, unpack_address,
-)  # fmt: skip
+    ANY_ADDRESS,
+    BUCKET_TOTAL,
+    FLOW,
+    GUARD,
+    IDENTITY,
+    INFLIGHT,
+    MAX_GUARDS,
+    MAX_WORKERS,
+    PLACE,
+    PROCESS,
+    PROCESS_KEY,
+    SETTINGS,
+    STATS,
+    UP,
+    UP_KEY,
+    UP_LANES,
+    WATCH_KEY,
+    Address,
+    Event,
+    Flow,
+    GuardFlag,
+    Identity,
+    IdentityFlag,
+    MarkKind,
+    ProcessRecord,
+    pack_address,
+    unpack_address,
+)
 
 _MAPS = (
-    "namespaces", "ports", "watch", "exempt", "settings", "local_addresses", "own_ports", "slots", "reserve", "marks",
-    "identities", "inflight", "taken", "spaces", "tickets", "up", "processes", "stats", "events",
+    "namespaces", "ports", "watch", "exempt", "settings", "local_addresses", "own_ports", "slots",
+    "reserve", "marks", "identities", "inflight", "taken", "spaces", "tickets", "up", "processes",
+    "stats", "events",
 )  # fmt: skip
 _ANY_V4 = pack_address(IPv4Address(0))
 _U16, _U32, _U64 = struct.Struct("=H"), struct.Struct("=I"), struct.Struct("=Q")
@@ -46,7 +72,7 @@ class Listening:
 
 
 class Steering:
-    """Use as a context manager, or call `close`. Errors of the kernel are OSError; of the set-up SteeringError."""
+    """A context manager. What the kernel refuses is OSError, what is not set up SteeringError."""
 
     def __init__(self, pins: Path, netns: int | None = None) -> None:
         """``netns``: cookie of the guarded namespace, by default that of the calling thread."""
@@ -248,20 +274,32 @@ class Steering:
     def identity(
         self, netns_cookie: int, saddr: Address, sport: int, daddr: Address, dport: int
     ) -> Identity | None:
-        """Who began this connection in that namespace, as long as nobody took it and it is not closed."""
+        """Who began this connection in that namespace, as long as nobody took it."""
         raw = self._get("identities", Flow(netns_cookie, saddr, sport, daddr, dport).pack(), IDENTITY.size)
         return Identity.unpack(raw) if raw is not None else None
 
     def take_identity(
         self, netns_cookie: int, saddr: Address, sport: int, daddr: Address, dport: int
     ) -> Identity | None:
-        """`identity`, and delete it: the caller keeps the answer."""
-        key = Flow(netns_cookie, saddr, sport, daddr, dport).pack()
+        """`identity`, and delete it: the caller keeps the answer.
+
+        It is there from before the SYN leaves until it is taken, also when the client is gone. Everything
+        that is accepted has to be taken, or it counts against its user until `sweep_identities`.
+        """
+        return self._take(Flow(netns_cookie, saddr, sport, daddr, dport).pack())
+
+    def sweep_identities(self, older_than: int) -> int:
+        """Take what nobody asked for in ``older_than`` seconds (a worker died). Returns how many."""
+        limit = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - older_than * 10**9
+        old = [flow for flow, identity in self.pending() if identity.connected <= limit]
+        return sum(self._take(flow.pack()) is not None for flow in old)
+
+    def _take(self, key: bytes) -> Identity | None:
         raw = self._get("identities", key, IDENTITY.size)
         if raw is None:
             return None
         identity = Identity.unpack(raw)
-        if syscalls.map_delete(self._maps["identities"], key) and not identity.flags & 1:
+        if syscalls.map_delete(self._maps["identities"], key) and IdentityFlag.PROXY not in identity.flags:
             for bucket in (identity.bucket, BUCKET_TOTAL):
                 counted = self._get("taken", _U32.pack(bucket), 4)
                 value = (_U32.unpack(counted)[0] if counted else 0) + 1
@@ -269,7 +307,7 @@ class Steering:
         return identity
 
     def pending(self) -> list[tuple[Flow, Identity]]:
-        """Every identity that nobody took yet. Walks the table: for `status` and tests, not per connection."""
+        """Every identity that nobody took yet. Walks the table: for `status` and sweeps."""
         found = []
         for key in self._keys("identities", FLOW.size):
             raw = self._get("identities", key, IDENTITY.size)

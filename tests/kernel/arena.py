@@ -55,7 +55,9 @@ def build() -> Path:
     """The compiled object, made again if a source is newer."""
     if OBJECT.parent != ROOT / "bpf":
         return OBJECT
-    done = subprocess.run(["make", "-s", "-C", str(ROOT / "bpf")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["make", "-s", "-C", str(ROOT / "bpf")], capture_output=True, text=True, check=False
+    )
     if done.returncode and not OBJECT.exists():
         raise RuntimeError(f"bpf/ does not build: {done.stderr.strip()[-300:]}")
     return OBJECT
@@ -171,8 +173,8 @@ class Arena:
     ) -> Fork:
         """Start ``function`` in a child of the arena.
 
-        ``group``: child cgroup, None for outside of the arena's. ``unshare``: then a user and network namespace of
-        its own, as ``unshare -Urn`` makes them, with its loopback up.
+        ``group``: child cgroup, None for outside of the arena's. ``unshare``: in a user and network
+        namespace of its own besides, as ``unshare -Urn`` makes them, with its loopback up.
         """
         return Fork(self._entry(user, group, netns or self.netns, unshare), function, self._stack)
 

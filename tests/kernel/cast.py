@@ -59,10 +59,10 @@ class Database:
 
 
 class Worker:
-    """A proxy worker in slot ``slot``: answers ``worker N`` or, as a relay, ``via N: `` and what the database says.
+    """A proxy worker in ``slot``: answers ``worker N`` or, as a relay, ``via N: `` and the database's answer.
 
     Its listening socket is held by its own process alone, as in production. ``reserve``: the listener is the
-    reserve's instead. What it accepted is told by `accepted`.
+    reserve's instead.
     """
 
     def __init__(
@@ -178,7 +178,12 @@ def hold(address: str, port: int = PORT, source: tuple[str, int] | None = None) 
 
 
 def guard(
-    arena: Arena, steering: Steering, flags: GuardFlag, port: int = PORT, address: str | None = None, index: int = 0
+    arena: Arena,
+    steering: Steering,
+    flags: GuardFlag,
+    port: int = PORT,
+    address: str | None = None,
+    index: int = 0,
 ) -> None:
     """Set a guard and learn which databases listen, as the agent does."""
     steering.set_guard(index, port, ip_address(address) if address else None, flags)
@@ -194,7 +199,8 @@ def fill(arena: Arena, name: str, key_size: int, value_size: int) -> None:
                 key = struct.pack("=Q", number).rjust(key_size, b"\xee")
                 syscalls.map_update(descriptor, key, bytes(value_size))
             except OSError as error:
-                assert error.errno == errno.E2BIG, error
+                if error.errno != errno.E2BIG:
+                    raise
                 return
         raise AssertionError(f"{name} never got full")
     finally:

@@ -24,15 +24,15 @@ MIRRORS = {
     "place": (records.PLACE, "netns addr port zero"),
     "identity": (
         records.IDENTITY,
-        "version flags tgid tid uid gid euid loginuid sessionid start cgroup netns netns_inum mntns_inum userns_inum"
-        " exe_dev exe_ino exe_ctime parent_start parent_tgid bucket cookie connected comm",
+        """version flags tgid tid uid gid euid loginuid sessionid start cgroup netns netns_inum mntns_inum
+        userns_inum exe_dev exe_ino exe_ctime parent_start parent_tgid bucket cookie connected comm""",
     ),
     "process_key": (records.PROCESS_KEY, "start tgid zero"),
     "process": (
         records.PROCESS,
         "executed exited exe_ino exe_ctime parent_start cgroup parent_tgid exe_dev uid zero comm filename",
     ),
-    "event": (records.EVENT, "at cookie kind guard guard_flags zero flow"),
+    "event": (records.EVENT, "at cookie kind guard guard_flags known flow who"),
     "inflight": (records.INFLIGHT, "started closed"),
     "settings": (records.SETTINGS, "per_user total"),
 }
@@ -40,7 +40,11 @@ MIRRORS = {
 
 def offsets(mirror: struct.Struct) -> list[int]:
     codes = [count + code for count, code in re.findall(r"(\d*)([a-zA-Z])", mirror.format)]
-    flat = [c if c.endswith("s") else c[-1] for c in codes for _ in range(1 if c.endswith("s") else int(c[:-1] or 1))]
+    flat = [
+        c if c.endswith("s") else c[-1]
+        for c in codes
+        for _ in range(1 if c.endswith("s") else int(c[:-1] or 1))
+    ]
     return [struct.calcsize("=" + "".join(flat[:index])) for index in range(len(flat))]
 
 
