@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import click
@@ -24,14 +25,19 @@ def run(settings: Settings, file: Path | None) -> int:
     """
     from agent.config import ConfigError, load_config
     from agent.kernel.errors import SteeringError
+    from agent.rulebook import load_rulebook
     from agent.run import RunError, Supervisor
+    from policy.problem import PolicyError
 
     path = file or settings.config_file
     try:
         config = load_config(path)
+        load_rulebook(config, time.time())  # the agent does it again; here its problems end the start
         return Supervisor(config, path.resolve()).run()
     except ConfigError as error:
         raise Fail("\n".join(error.problems), "nothing was started") from None
+    except PolicyError as error:
+        raise Fail(str(error), "nothing was started") from None
     except SteeringError as error:
         raise Fail(f"steering: {error.missing}", error.hint or "vecward doctor tells what this host can do") from None
     except RunError as error:
