@@ -43,4 +43,6 @@ def tell_problems(archive: Archive) -> None:
     if len(problems) > 5:
         screen.print(f"vecward: and {len(problems) - 5} more like it", style="yellow", soft_wrap=True)
     if any(not p.torn for p in problems):
-        screen.print("vecward: what is shown is incomplete (hint: vecward verify)", style="yellow", soft_wrap=True)
+        screen.print(
+            "vecward: what is shown is incomplete (hint: vecward verify)", style="yellow", soft_wrap=True
+        )

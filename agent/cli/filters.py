@@ -25,7 +25,11 @@ _OPTIONS = (
     click.option("--guard", metavar="GLOB", help="Guarded database."),
     click.option("--collection", metavar="GLOB", help="A collection that was asked for."),
     click.option("--action", type=click.Choice([a.value for a in Action]), help="What was done."),
-    click.option("--verdict", type=click.Choice(VERDICTS), help="How it was decided; would: enforce would have stepped in."),
+    click.option(
+        "--verdict",
+        type=click.Choice(VERDICTS),
+        help="How it was decided; would: enforce would have stepped in.",
+    ),
     click.option("--since", type=When(), help="Not before: '2026-11-23 18:00', yesterday, -2h, @SECONDS."),
     click.option("--until", type=When(), help="Not after."),
 )

@@ -49,9 +49,25 @@ def rebuild(settings: Settings) -> None:
 
 def _tell(settings: Settings, known: Info, took: float | None) -> None:
     if settings.json:
-        emit_json({"file": str(known.file), "bytes": known.bytes, "behind": known.behind, "streams": known.streams,
-                   "sessions": known.sessions, "exchanges": known.exchanges, "ids": known.ids, "took": took})  # fmt: skip
+        emit_json(
+            {
+                "file": str(known.file),
+                "bytes": known.bytes,
+                "behind": known.behind,
+                "streams": known.streams,
+                "sessions": known.sessions,
+                "exchanges": known.exchanges,
+                "ids": known.ids,
+                "took": took,
+            }
+        )
         return
-    lines = [("file", f"{known.file} ({size(known.bytes)})"), ("streams", known.streams), ("sessions", known.sessions),
-             ("exchanges", known.exchanges), ("ids (hashed)", known.ids), ("not yet in it", size(known.behind))]  # fmt: skip
+    lines = [
+        ("file", f"{known.file} ({size(known.bytes)})"),
+        ("streams", known.streams),
+        ("sessions", known.sessions),
+        ("exchanges", known.exchanges),
+        ("ids (hashed)", known.ids),
+        ("not yet in it", size(known.behind)),
+    ]
     console().print(facts([*lines, ("took", None if took is None else span(took))]))

@@ -31,7 +31,9 @@ class Entry(NamedTuple):
 TABLE: dict[str, dict[str, Entry]] = {
     "Look": {
         "status": Entry("agent.cli.service", "status", "Guards, coverage, workers, evidence head, losses."),
-        "sessions": Entry("agent.cli.sessions", "sessions", "Who connected: one line per session, with filters."),
+        "sessions": Entry(
+            "agent.cli.sessions", "sessions", "Who connected: one line per session, with filters."
+        ),
         "show": Entry("agent.cli.show", "show", "One session whole, or one of its exchanges."),
         "replay": Entry("agent.cli.replay", "replay", "A session as it happened, in time."),
         "tail": Entry("agent.cli.tail", "tail", "Exchanges as they are recorded."),
@@ -81,7 +83,9 @@ class Commands(click.Group):
             raise TypeError(f"{entry.module}:{entry.function} is not a command")
         return found
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             import difflib
 
@@ -95,9 +99,18 @@ class Commands(click.Group):
             with formatter.section(title):
                 formatter.write_dl([(name, entry.short) for name, entry in group.items()])
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, complete_var: str | None = None,
-             standalone_mode: bool = True, windows_expand_args: bool = True, **extra: Any) -> Any:  # fmt: skip
-        code = _guarded(lambda: super(Commands, self).main(args, prog_name or "vecward", complete_var, False, **extra))
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        code = _guarded(
+            lambda: super(Commands, self).main(args, prog_name or "vecward", complete_var, False, **extra)
+        )
         if standalone_mode:
             sys.exit(code)
         return code
@@ -141,12 +154,23 @@ def _version(context: click.Context, wanted: bool) -> None:
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("-c", "--config", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="The configuration (default: /etc/vecward/vecward.yaml).")  # fmt: skip
+@click.option(
+    "-c",
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="The configuration (default: /etc/vecward/vecward.yaml).",
+)
 @click.option("--dir", "folder", type=click.Path(path_type=Path), metavar="DIR", help="The evidence to read.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of tables.")
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=lambda c, p, v: _version(c, v),
-              help="Print the version.")  # fmt: skip
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda c, p, v: _version(c, v),
+    help="Print the version.",
+)
 @click.pass_context
 def main(context: click.Context, config: Path | None, folder: Path | None, as_json: bool) -> None:
     """Vecward: who asks your vector database what, by which right, and proof of it.

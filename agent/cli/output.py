@@ -28,9 +28,17 @@ from rich.text import Text
 T = TypeVar("T")
 PIPED_WIDTH = 200  # columns of a table that is not on a terminal: wide, so that grep finds whole values
 STYLES = {
-    "allow": "green", "answered": "green", "deny": "bold red", "refused": "bold red", "failed": "red",
-    "hold": "yellow", "tunnel": "cyan", "unknown": "bold yellow", "masked": "magenta", "dim": "dim",
-}  # fmt: skip
+    "allow": "green",
+    "answered": "green",
+    "deny": "bold red",
+    "refused": "bold red",
+    "failed": "red",
+    "hold": "yellow",
+    "tunnel": "cyan",
+    "unknown": "bold yellow",
+    "masked": "magenta",
+    "dim": "dim",
+}
 
 # C0 but tab and newline, DEL, C1, zero-width and bidirectional controls, line separators, BOM, tags, surrogates.
 _HIDDEN = re.compile(
@@ -127,17 +135,27 @@ class Column(Generic[T]):
 
 def table(columns: Sequence[Column[T]], rows: Iterable[T], screen: Console) -> Table:
     """A table of those columns for which the screen is wide enough."""
-    lines = [[c if isinstance(c := column.cell(row), Text) else text(c) for column in columns] for row in rows]
+    lines = [
+        [c if isinstance(c := column.cell(row), Text) else text(c) for column in columns] for row in rows
+    ]
     least = [_least(column, [line[i] for line in lines]) for i, column in enumerate(columns)]
     shown = list(range(len(columns)))
     while sum(least[i] + 2 for i in shown) > screen.width and any(columns[i].drop for i in shown):
         shown.remove(max(shown, key=lambda i: columns[i].drop))
-    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    made = Table(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
+    )
     for i in shown:
         column = columns[i]
         overflow: Literal["fold", "ellipsis"] = "fold" if column.fold else "ellipsis"
-        made.add_column(column.title, justify="right" if column.right else "left", overflow=overflow,
-                        no_wrap=not column.fold, style=column.style, min_width=least[i])  # fmt: skip
+        made.add_column(
+            column.title,
+            justify="right" if column.right else "left",
+            overflow=overflow,
+            no_wrap=not column.fold,
+            style=column.style,
+            min_width=least[i],
+        )
     for line in lines:
         made.add_row(*(line[i] for i in shown))
     return made
@@ -196,10 +214,10 @@ def emit_line(value: Any) -> None:
 
 
 @contextmanager
-def progress(what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int | None = None, *, show: bool = True) -> Iterator[Callable[[int], None]]:
     """A bar on stderr while work lasts, gone at its end; gives `advance(by)`. Nothing when piped."""
     screen = console(stderr=True)
-    if not screen.is_terminal:
+    if not screen.is_terminal or not show:
         yield lambda by: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())

@@ -30,20 +30,30 @@ HITS: tuple[Column[Hit], ...] = (
 
 @click.command()
 @click.argument("session")
-@click.option("--speed", type=click.FloatRange(0, min_open=True), default=None, metavar="X", help="Wait as the session did, X times as fast.")
+@click.option(
+    "--speed",
+    type=click.FloatRange(0, min_open=True),
+    default=None,
+    metavar="X",
+    help="Wait as the session did, X times as fast.",
+)
 @click.option("--step", is_flag=True, help="Wait for Enter after each step (q ends).")
 @click.option("--bodies", is_flag=True, help="Show whole requests and answers, not only hits.")
 @click.option("--against", metavar="HOST:PORT", help="Send the requests to a test database and compare.")
 @json_option
 @dir_option
 @pass_settings
-def replay(settings: Settings, session: str, speed: float | None, step: bool, bodies: bool, against: str | None) -> None:
+def replay(
+    settings: Settings, session: str, speed: float | None, step: bool, bodies: bool, against: str | None
+) -> None:
     """A session as it happened, in time: queries, hits, what was masked, what was refused.
 
     Without --speed and --step it is printed at once, to read like a story. Pauses are at most 5 seconds.
     """
     if against is not None:
-        raise not_in_this_build("replay --against", f"vecward export --format jsonl --session {session} has the recorded requests")
+        raise not_in_this_build(
+            "replay --against", f"vecward export --format jsonl --session {session} has the recorded requests"
+        )
     if step and speed is not None:
         raise click.UsageError("--step and --speed exclude each other")
     with asking(settings) as query:
@@ -63,11 +73,19 @@ def _as_dict(item: Step, session: Session) -> dict[str, object]:
     if item.exchange is not None:
         made["n"] = item.exchange.n
         if item.kind == "asked":
-            made |= {"actions": item.exchange.actions, "collections": item.exchange.collections, "verdict": item.exchange.verdict,
-                     "would": item.exchange.would, "rule": item.exchange.rule}  # fmt: skip
+            made |= {
+                "actions": item.exchange.actions,
+                "collections": item.exchange.collections,
+                "verdict": item.exchange.verdict,
+                "would": item.exchange.would,
+                "rule": item.exchange.rule,
+            }
         else:
-            made |= {"outcome": item.exchange.outcome, "masks": [m.as_dict() for m in item.exchange.masks],
-                     "hits": [{"id": h.id, "score": h.score, "payload": h.payload} for h in hits(item.exchange)]}  # fmt: skip
+            made |= {
+                "outcome": item.exchange.outcome,
+                "masks": [m.as_dict() for m in item.exchange.masks],
+                "hits": [{"id": h.id, "score": h.score, "payload": h.payload} for h in hits(item.exchange)],
+            }
     if item.gap is not None:
         made |= {"first": item.gap.first, "last": item.gap.last, "reason": item.gap.reason}
     return made
@@ -103,8 +121,15 @@ def _print(item: Step, session: Session, screen: Console, bodies: bool) -> None:
         case "answered" | "lost" if item.exchange is not None:
             _print_answer(item, item.exchange, screen, bodies)
         case "gap" if item.gap is not None:
-            screen.print(_line(item.at, "!", f"{item.gap.frames} records of exchanges {item.gap.first} to {item.gap.last} are missing: "
-                                             f"{item.gap.reason} (signed gap)", "bold yellow"))  # fmt: skip
+            screen.print(
+                _line(
+                    item.at,
+                    "!",
+                    f"{item.gap.frames} records of exchanges {item.gap.first} to {item.gap.last} are missing: "
+                    f"{item.gap.reason} (signed gap)",
+                    "bold yellow",
+                )
+            )
         case _:
             screen.print()
             screen.print(_line(item.at, "■", "the connection ended", "dim"))
@@ -120,8 +145,12 @@ def _print_question(exchange: Exchange, screen: Console, bodies: bool) -> None:
     where = ", ".join(exchange.collections)
     asked = f"{exchange.n}. {', '.join(exchange.actions) or 'asked'}{f' in {where}' if where else ''}"
     line = _line(exchange.at, "→", asked, "bold")
-    details = [f"top {exchange.top_k}" if exchange.top_k is not None else "", f"{exchange.queries} query vectors" if exchange.queries > 1 else "",
-               "embeddings too" if exchange.vectors else "", exchange.method or ""]  # fmt: skip
+    details = [
+        f"top {exchange.top_k}" if exchange.top_k is not None else "",
+        f"{exchange.queries} query vectors" if exchange.queries > 1 else "",
+        "embeddings too" if exchange.vectors else "",
+        exchange.method or "",
+    ]
     line.append_text(text("  " + " · ".join(d for d in details if d), "dim"))
     screen.print(line)
     verdict = Text(" " * 14).append_text(verdict_text(exchange.verdict, exchange.would))
@@ -141,7 +170,11 @@ def _print_answer(item: Step, exchange: Exchange, screen: Console, bodies: bool)
     if reason and reason != exchange.message:
         line.append_text(text(f" ({reason})", "yellow"))
     if exchange.masks:
-        line.append_text(text("  masked: " + ", ".join(f"{m.count}× {m.what} ({m.how})" for m in exchange.masks), "magenta"))
+        line.append_text(
+            text(
+                "  masked: " + ", ".join(f"{m.count}× {m.what} ({m.how})" for m in exchange.masks), "magenta"
+            )
+        )
     screen.print(line)
     found = hits(exchange)
     if bodies:

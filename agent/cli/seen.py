@@ -33,7 +33,9 @@ COLUMNS: tuple[Column[Sighting], ...] = (
 @click.command()
 @click.argument("identifier", metavar="ID")
 @filter_options
-@click.option("--every", is_flag=True, help="With --json: every exchange, not only the first and last of a session.")
+@click.option(
+    "--every", is_flag=True, help="With --json: every exchange, not only the first and last of a session."
+)
 @json_option
 @dir_option
 @pass_settings
@@ -53,18 +55,38 @@ def seen(settings: Settings, identifier: str, wanted: Filter, every: bool) -> No
             screen.print(text(f"no recorded answer held {identifier}"))
             return
         screen.print(table(COLUMNS, found, screen))
-        subjects = {(s.session.uid, s.session.user, s.session.exe, s.session.unit, s.session.container,
-                     s.session.client_addr if s.session.attribution == "remote" else None) for s in found}  # fmt: skip
-        screen.print(text(f"{len(subjects)} subject{'s' if len(subjects) > 1 else ''}, {len(found)} sessions, "
-                          f"{sum(s.count for s in found)} answers held {identifier}"))  # fmt: skip
+        subjects = {
+            (
+                s.session.uid,
+                s.session.user,
+                s.session.exe,
+                s.session.unit,
+                s.session.container,
+                s.session.client_addr if s.session.attribution == "remote" else None,
+            )
+            for s in found
+        }
+        screen.print(
+            text(
+                f"{len(subjects)} subject{'s' if len(subjects) > 1 else ''}, {len(found)} sessions, "
+                f"{sum(s.count for s in found)} answers held {identifier}"
+            )
+        )
 
 
-def _as_dict(query: Query, sighting: Sighting, identifier: str, wanted: Filter, every: bool) -> dict[str, Any]:
+def _as_dict(
+    query: Query, sighting: Sighting, identifier: str, wanted: Filter, every: bool
+) -> dict[str, Any]:
     made: dict[str, Any] = {
-        "id": identifier, "count": sighting.count, "collections": sighting.collections,
+        "id": identifier,
+        "count": sighting.count,
+        "collections": sighting.collections,
         "first": {"exchange": sighting.first, "at": stamp(sighting.first_at)},
-        "last": {"exchange": sighting.last, "at": stamp(sighting.last_at)}, "session": sighting.session.as_dict(),
-    }  # fmt: skip
+        "last": {"exchange": sighting.last, "at": stamp(sighting.last_at)},
+        "session": sighting.session.as_dict(),
+    }
     if every:
-        made["exchanges"] = [{"exchange": e.n, "at": stamp(e.at)} for e in query.holders(sighting, identifier, wanted)]
+        made["exchanges"] = [
+            {"exchange": e.n, "at": stamp(e.at)} for e in query.holders(sighting, identifier, wanted)
+        ]
     return made

@@ -49,7 +49,9 @@ COLUMNS: tuple[Column[Session], ...] = (
     Column("who", who),
     Column("program", program),
     Column("pid", lambda s: s.pid, right=True, drop=90),
-    Column("unit", lambda s: s.unit or s.user_unit or (s.container and f"container {s.container[:12]}"), drop=120),
+    Column(
+        "unit", lambda s: s.unit or s.user_unit or (s.container and f"container {s.container[:12]}"), drop=120
+    ),
     Column("client", lambda s: s.client_addr, drop=150),
     Column("guard", lambda s: s.guard),
     Column("took", duration, right=True, drop=132),
@@ -59,7 +61,7 @@ COLUMNS: tuple[Column[Session], ...] = (
     Column("would", lambda s: number(s.would, "yellow"), right=True, drop=100, keep=True),
     Column("rows", lambda s: s.rows, right=True, drop=110, keep=True),
     Column("out", lambda s: size(s.bytes_out), right=True, drop=120, keep=True),
-)  # fmt: skip
+)
 
 
 @click.command()

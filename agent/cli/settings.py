@@ -37,7 +37,10 @@ class Settings:
         """--dir, else the configuration's evidence.dir, else the default. Raises Fail."""
         folder = self.dir or self._configured_dir()
         if not folder.is_dir():
-            raise Fail(f"{folder}: no evidence there", "name the evidence with --dir DIR, or the configuration with -c FILE")
+            raise Fail(
+                f"{folder}: no evidence there",
+                "name the evidence with --dir DIR, or the configuration with -c FILE",
+            )
         return folder
 
     def _configured_dir(self) -> Path:
@@ -61,14 +64,25 @@ def _keep(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
 
 def json_option(command: F) -> F:
     """`--json` after the command's name, into Settings.json."""
-    return click.option("--json", is_flag=True, expose_value=False, callback=_keep("json"),
-                        help="Print JSON for programs instead of tables.")(command)  # fmt: skip
+    return click.option(
+        "--json",
+        is_flag=True,
+        expose_value=False,
+        callback=_keep("json"),
+        help="Print JSON for programs instead of tables.",
+    )(command)
 
 
 def dir_option(command: F) -> F:
     """`--dir` after the command's name, into Settings.dir."""
-    return click.option("--dir", type=click.Path(path_type=Path), expose_value=False, callback=_keep("dir"), metavar="DIR",
-                        help="The evidence to read (default: of the configuration).")(command)  # fmt: skip
+    return click.option(
+        "--dir",
+        type=click.Path(path_type=Path),
+        expose_value=False,
+        callback=_keep("dir"),
+        metavar="DIR",
+        help="The evidence to read (default: of the configuration).",
+    )(command)
 
 
 pass_settings = click.make_pass_decorator(Settings, ensure=True)

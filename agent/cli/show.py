@@ -10,7 +10,22 @@ from rich.console import Console
 from rich.text import Text
 
 from agent.cli.asking import asking
-from agent.cli.output import STYLES, Column, clock, console, day_time, emit_json, facts, heading, size, span, table, text, utc, verdict_text
+from agent.cli.output import (
+    STYLES,
+    Column,
+    clock,
+    console,
+    day_time,
+    emit_json,
+    facts,
+    heading,
+    size,
+    span,
+    table,
+    text,
+    utc,
+    verdict_text,
+)
 from agent.cli.settings import Settings, dir_option, json_option, pass_settings
 from agent.cli.whole import print_exchange
 from agent.evidence.query import Gap, Query
@@ -43,7 +58,7 @@ EXCHANGES: tuple[Column[Exchange], ...] = (
     Column("masked", masks_text, drop=110),
     Column("outcome", outcome_text, fold=True, least=14),
     Column("answer", lambda e: size(e.response.bytes), right=True, drop=120, keep=True),
-)  # fmt: skip
+)
 
 
 def identity(session: Session) -> Iterable[tuple[str, object]]:
@@ -61,23 +76,47 @@ def identity(session: Session) -> Iterable[tuple[str, object]]:
     yield "program", _known(session.exe, why.get("exe"))
     yield "sha256", session.exe_sha256
     yield "arguments", " ".join(session.argv) if session.argv else None
-    yield "process", None if session.pid is None else f"pid {session.pid} ({session.comm})" if session.comm else f"pid {session.pid}"
+    yield (
+        "process",
+        None
+        if session.pid is None
+        else f"pid {session.pid} ({session.comm})"
+        if session.comm
+        else f"pid {session.pid}",
+    )
     yield "started by", " < ".join(f"{p['exe'] or '?'} [{p['pid']}]" for p in session.parents) or None
-    yield "unit", session.unit or (f"{session.user_unit} (user unit, unattested)" if session.user_unit else None)
+    yield (
+        "unit",
+        session.unit or (f"{session.user_unit} (user unit, unattested)" if session.user_unit else None),
+    )
     yield "container", session.container
     yield "cgroup", session.cgroup
     yield "known by", _attribution(session)
     yield "connection", f"{session.client or '?'} → {session.server or '?'}"
     yield "guard", f"{session.guard} ({session.engine})" if session.engine else session.guard
-    yield "protocol", None if session.protocol is None else f"{session.protocol}{f', {session.tls_subject}' if session.tls_subject else ''}"
+    yield (
+        "protocol",
+        None
+        if session.protocol is None
+        else f"{session.protocol}{f', {session.tls_subject}' if session.tls_subject else ''}",
+    )
     yield "time (UTC)", _times(session)
     yield "host", session.host
     span_ = session.evidence
-    yield "evidence", None if span_ is None else f"stream {span_.stream}, frames {span_.first} to {span_.last}"
+    yield (
+        "evidence",
+        None if span_ is None else f"stream {span_.stream}, frames {span_.first} to {span_.last}",
+    )
 
 
 def _known(value: object, reason: str | None) -> object:
-    return value if value is not None else None if reason is None else Text.assemble(("- ", "dim"), text(f"({reason})", "dim"))
+    return (
+        value
+        if value is not None
+        else None
+        if reason is None
+        else Text.assemble(("- ", "dim"), text(f"({reason})", "dim"))
+    )
 
 
 def _attribution(session: Session) -> Text:
@@ -94,10 +133,18 @@ def _times(session: Session) -> str:
 
 def numbers(session: Session) -> Text:
     """What came of it, in a line."""
-    parts = [(f"{session.requests} requests", ""), (f"{session.allowed} allowed", "green"), (f"{session.denied} denied", "bold red"),
-             (f"{session.held} held", "yellow"), (f"{session.masked} masked", "magenta"), (f"{session.would} would", "yellow")]  # fmt: skip
+    parts = [
+        (f"{session.requests} requests", ""),
+        (f"{session.allowed} allowed", "green"),
+        (f"{session.denied} denied", "bold red"),
+        (f"{session.held} held", "yellow"),
+        (f"{session.masked} masked", "magenta"),
+        (f"{session.would} would", "yellow"),
+    ]
     made = Text("  ").join(Text(t, style=s if not t.startswith("0 ") else "dim") for t, s in parts)
-    return made.append(f"  {session.rows} rows  in {size(session.bytes_in)}  out {size(session.bytes_out)}", style="")
+    return made.append(
+        f"  {session.rows} rows  in {size(session.bytes_in)}  out {size(session.bytes_out)}", style=""
+    )
 
 
 def print_identity(session: Session, screen: Console) -> None:
@@ -109,12 +156,24 @@ def print_identity(session: Session, screen: Console) -> None:
 def print_gaps(gaps: list[Gap], screen: Console) -> None:
     for gap in gaps:
         which = f"exchange {gap.first}" if gap.first == gap.last else f"exchanges {gap.first} to {gap.last}"
-        screen.print(text(f"{day_time(stamp(gap.at))}: {gap.frames} records of {which} are missing: {gap.reason} (signed gap)", "bold yellow"))
+        screen.print(
+            text(
+                f"{day_time(stamp(gap.at))}: {gap.frames} records of {which} are missing: {gap.reason} (signed gap)",
+                "bold yellow",
+            )
+        )
 
 
 @click.command()
 @click.argument("session")
-@click.option("--exchange", "-n", "number", type=click.IntRange(1), metavar="N", help="One exchange whole: request, decision, answer.")
+@click.option(
+    "--exchange",
+    "-n",
+    "number",
+    type=click.IntRange(1),
+    metavar="N",
+    help="One exchange whole: request, decision, answer.",
+)
 @click.option("--after", type=click.IntRange(0), default=0, metavar="N", help="Exchanges after number N.")
 @click.option("--limit", type=click.IntRange(1), default=200, show_default=True, help="So many exchanges.")
 @json_option
@@ -146,7 +205,14 @@ def _show_session(settings: Settings, query: Query, session: Session, after: int
     gaps = query.gaps(session)
     if settings.json:
         document = {"session": session.as_dict(), "exchanges": [e.as_dict() for e in listed]}
-        emit_json(document | {"gaps": [{"first": g.first, "last": g.last, "frames": g.frames, "reason": g.reason} for g in gaps]})
+        emit_json(
+            document
+            | {
+                "gaps": [
+                    {"first": g.first, "last": g.last, "frames": g.frames, "reason": g.reason} for g in gaps
+                ]
+            }
+        )
         return
     screen = console()
     print_identity(session, screen)
@@ -156,4 +222,6 @@ def _show_session(settings: Settings, query: Query, session: Session, after: int
         screen.print(table(EXCHANGES, exchanges, screen))
     print_gaps(gaps, screen)
     if exchanges and exchanges[-1].n < session.requests and len(exchanges) == limit:
-        console(stderr=True).print(f"{session.requests} in all; --after {exchanges[-1].n} shows the next", style="dim")
+        console(stderr=True).print(
+            f"{session.requests} in all; --after {exchanges[-1].n} shows the next", style="dim"
+        )

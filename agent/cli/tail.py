@@ -16,6 +16,7 @@ from agent.cli.output import clean, clock, console, emit_line, text, verdict_tex
 from agent.cli.sessions import program
 from agent.cli.settings import Settings, dir_option, json_option, pass_settings
 from agent.cli.show import outcome_text
+from agent.evidence.archive import Place
 from agent.evidence.filter import Filter
 from agent.evidence.query import Query
 from agent.evidence.views import Exchange, Session, stamp
@@ -26,7 +27,14 @@ POLL = 0.2  # seconds between looks at the segments; a look costs a stat per str
 @click.command()
 @filter_options
 @click.option("-f", "--follow", is_flag=True, help="Go on as exchanges are recorded, until ^C.")
-@click.option("-n", "--lines", type=click.IntRange(0), default=20, show_default=True, help="The newest so many to begin with.")
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(0),
+    default=20,
+    show_default=True,
+    help="The newest so many to begin with.",
+)
 @json_option
 @dir_option
 @pass_settings
@@ -46,8 +54,10 @@ def tail(settings: Settings, wanted: Filter, follow: bool, lines: int) -> None:
             _follow(settings, query, wanted, positions, screen)
 
 
-def _follow(settings: Settings, query: Query, wanted: Filter, positions: dict[str, object], screen: Console) -> None:
-    follower = query.archive.follow(positions, query.find)  # type: ignore[arg-type]
+def _follow(
+    settings: Settings, query: Query, wanted: Filter, positions: dict[str, Place], screen: Console
+) -> None:
+    follower = query.archive.follow(positions, query.find)
     while True:
         for session, exchange in follower.poll():
             if wanted.wants_exchange(exchange) and (session is None or wanted.wants_session(session)):
@@ -72,7 +82,9 @@ def _emit(settings: Settings, session: Session | None, exchange: Exchange, scree
     line.append_text(outcome_text(exchange))
     line.append(f" {exchange.rows} rows" if exchange.rows else "")
     if exchange.masks:
-        line.append_text(text(" masked " + ", ".join(f"{m.count}× {m.what}" for m in exchange.masks), "magenta"))
+        line.append_text(
+            text(" masked " + ", ".join(f"{m.count}× {m.what}" for m in exchange.masks), "magenta")
+        )
     if exchange.rule and exchange.verdict != "allow":
         line.append(f" [{clean(exchange.rule)}]", style="dim")
     screen.print(line, soft_wrap=True)

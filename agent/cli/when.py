@@ -14,12 +14,37 @@ from datetime import UTC, datetime, timedelta
 import click
 
 _UNITS = {
-    "us": 1e-6, "usec": 1e-6, "µs": 1e-6, "ms": 1e-3, "msec": 1e-3,
-    "": 1, "s": 1, "sec": 1, "second": 1, "seconds": 1,
-    "m": 60, "min": 60, "minute": 60, "minutes": 60, "h": 3600, "hr": 3600, "hour": 3600, "hours": 3600,
-    "d": 86400, "day": 86400, "days": 86400, "w": 604800, "week": 604800, "weeks": 604800,
-    "M": 2629800, "month": 2629800, "months": 2629800, "y": 31557600, "year": 31557600, "years": 31557600,
-}  # fmt: skip
+    "us": 1e-6,
+    "usec": 1e-6,
+    "µs": 1e-6,
+    "ms": 1e-3,
+    "msec": 1e-3,
+    "": 1,
+    "s": 1,
+    "sec": 1,
+    "second": 1,
+    "seconds": 1,
+    "m": 60,
+    "min": 60,
+    "minute": 60,
+    "minutes": 60,
+    "h": 3600,
+    "hr": 3600,
+    "hour": 3600,
+    "hours": 3600,
+    "d": 86400,
+    "day": 86400,
+    "days": 86400,
+    "w": 604800,
+    "week": 604800,
+    "weeks": 604800,
+    "M": 2629800,
+    "month": 2629800,
+    "months": 2629800,
+    "y": 31557600,
+    "year": 31557600,
+    "years": 31557600,
+}
 _DAYS = {"today": 0, "yesterday": -1, "tomorrow": 1}
 _SPAN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-zµ]*)")
 _STAMP = re.compile(
@@ -64,10 +89,12 @@ def parse_when(text: str, now: datetime | None = None) -> int:
 def _parse_stamp(word: str, now: datetime) -> int:
     found = _STAMP.fullmatch(word)
     if not found or (found[1] is None and found[4] is None):
-        raise ValueError(f"not a time: {word!r}; write it as journalctl takes it: '2026-11-23 18:00', 'yesterday', '-2h', '@1795459066'")
+        raise ValueError(
+            f"not a time: {word!r}; write it as journalctl takes it: '2026-11-23 18:00', 'yesterday', '-2h', '@1795459066'"
+        )
     year, month, day = (int(g) for g in found.group(1, 2, 3)) if found[1] else (now.year, now.month, now.day)
     hour, minute, second = (int(g or 0) for g in found.group(4, 5, 6))
-    plain = datetime(year, month, day, hour, minute, second)
+    plain = datetime(year, month, day, hour, minute, second)  # noqa: DTZ001 - its zone follows
     zone = found[8]
     if zone in ("Z", "UTC"):
         aware = plain.replace(tzinfo=UTC)

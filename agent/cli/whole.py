@@ -40,8 +40,14 @@ def _heading(word: str, screen: Console) -> None:
 
 def _summary(session: Session, exchange: Exchange) -> Iterable[tuple[str, object]]:
     yield "who", " · ".join(str(p) for p in (session.person, session.exe, session.unit) if p)
-    yield "time (UTC)", f"{utc(exchange.at, 6)}{f', took {span(exchange.took)}' if exchange.took is not None else ''}"
-    outcome = text(exchange.outcome, STYLES["unknown"] if exchange.outcome.startswith("unknown") else STYLES.get(exchange.outcome, ""))
+    yield (
+        "time (UTC)",
+        f"{utc(exchange.at, 6)}{f', took {span(exchange.took)}' if exchange.took is not None else ''}",
+    )
+    outcome = text(
+        exchange.outcome,
+        STYLES["unknown"] if exchange.outcome.startswith("unknown") else STYLES.get(exchange.outcome, ""),
+    )
     if exchange.trace.get("reason"):
         outcome.append_text(text(f" ({exchange.trace['reason']})"))
     yield "outcome", outcome
@@ -111,9 +117,20 @@ def _delivered(exchange: Exchange) -> Iterable[tuple[str, object]]:
         yield "masked", text(f"{mask.count}× {mask.what} ({mask.how})", "magenta")
     for name, value in response.head.items():
         yield f"  {clean(name)}", value
-    yield "from database", f"{size(response.bytes)}, sha256 {response.sha256 or '-'}" if response.sha256 or response.bytes else None
-    yield "released", f"{size(exchange.trace.get('released_bytes'))}, sha256 {exchange.released_sha256 or '-'}"
-    yield "frames", f"intent {exchange.intent_seq or '-'}, result {exchange.result_seq or '-'} of stream {exchange.stream}"
+    yield (
+        "from database",
+        f"{size(response.bytes)}, sha256 {response.sha256 or '-'}"
+        if response.sha256 or response.bytes
+        else None,
+    )
+    yield (
+        "released",
+        f"{size(exchange.trace.get('released_bytes'))}, sha256 {exchange.released_sha256 or '-'}",
+    )
+    yield (
+        "frames",
+        f"intent {exchange.intent_seq or '-'}, result {exchange.result_seq or '-'} of stream {exchange.stream}",
+    )
 
 
 def _absent(exchange: Exchange, side: str) -> str:
@@ -128,7 +145,9 @@ def _absent(exchange: Exchange, side: str) -> str:
 def print_body(message: Message, screen: Console, absent: str, lines: int = MAX_LINES) -> None:
     """A body as text, JSON indented, at most so many lines."""
     if not message.body:
-        screen.print(Text(f"  ({absent})" if message.bytes or message.body is None else "  (empty)", style="dim"))
+        screen.print(
+            Text(f"  ({absent})" if message.bytes or message.body is None else "  (empty)", style="dim")
+        )
         return
     shown = body_lines(message.body)
     for line in shown[:lines]:
@@ -136,7 +155,9 @@ def print_body(message: Message, screen: Console, absent: str, lines: int = MAX_
     if len(shown) > lines:
         screen.print(Text(f"  … {len(shown) - lines} more lines; --json has it whole", style="dim"))
     if message.vectors_cut:
-        screen.print(Text(f"  {message.vectors_cut} vectors are recorded as dimension and digest", style="dim"))
+        screen.print(
+            Text(f"  {message.vectors_cut} vectors are recorded as dimension and digest", style="dim")
+        )
 
 
 def body_lines(body: bytes) -> list[str]:

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from agent.evidence.assemble import Assembler, Tally, session_of
-from agent.evidence.blocks import FormatError, Located, located, read_blocks
-from agent.evidence.frames import LEDGER, OpaqueFrame, SegmentFrame, SessionEndFrame, SessionFrame
+from agent.evidence.blocks import Block, FormatError, Located, decode_checkpoint, located, read_blocks
+from agent.evidence.frames import LEDGER, CheckpointFrame, OpaqueFrame, SegmentFrame, SessionEndFrame, SessionFrame
 from agent.evidence.segment import is_stream_id, list_segments, segment_name
 from agent.evidence.views import Exchange, Session
 
@@ -49,7 +52,9 @@ class Problem:
 
     def __str__(self) -> str:
         what = "torn tail" if self.torn else "damaged"
-        return f"{self.place.stream}/{self.place.segment:06d}.seg at {self.place.offset}: {what}: {self.message}"
+        return (
+            f"{self.place.stream}/{self.place.segment:06d}.seg at {self.place.offset}: {what}: {self.message}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +76,24 @@ class Archive:
     def streams(self) -> list[str]:
         """Ids of the streams there are, the ledger last. Raises ArchiveError."""
         try:
-            names = [e.name for e in os.scandir(self.folder) if e.is_dir()]
+            with os.scandir(self.folder) as entries:
+                ledger = [e.name for e in entries if e.name == LEDGER and e.is_dir()]
+            names = os.listdir(self.folder / "streams") if (self.folder / "streams").is_dir() else []
         except OSError as error:
-            hint = "run as root, or as a member of the group that may read evidence" if isinstance(error, PermissionError) else None
+            hint = (
+                "run as root, or as a member of the group that may read evidence"
+                if isinstance(error, PermissionError)
+                else None
+            )
             raise ArchiveError(f"{self.folder}: {error.strerror}", hint) from None
-        return sorted(n for n in names if is_stream_id(n)) + [n for n in names if n == LEDGER]
+        return sorted(n for n in names if is_stream_id(n)) + ledger
+
+    def path(self, stream: str) -> Path:
+        """The folder of a stream's segments."""
+        return self.folder / LEDGER if stream == LEDGER else self.folder / "streams" / stream
 
     def segments(self, stream: str) -> list[tuple[int, Path]]:
-        return list_segments(self.folder / stream)
+        return list_segments(self.path(stream))
 
     def size(self) -> int:
         """Bytes in all readable segments."""
@@ -102,17 +117,17 @@ class Archive:
             if after is not None and number < after.segment:
                 continue
             start = after.offset if after is not None and number == after.segment else 0
-            yield from self._scan_segment(Place(stream, number, start), path, number == segments[-1][0], bodies)
+            yield from self._scan_segment(
+                Place(stream, number, start), path, number == segments[-1][0], bodies
+            )
 
     def _scan_segment(self, at: Place, path: Path, newest: bool, bodies: bool) -> Iterator[Batch]:
         end = at.offset
         try:
             with open(path, "rb") as file:
                 for block in read_blocks(file, at.offset):
-                    place = Place(at.stream, at.segment, block.offset)
-                    frames = located(block, bodies=bodies)
-                    end = block.end
-                    yield Batch(place, end, frames)
+                    place, end = Place(at.stream, at.segment, block.offset), block.end
+                    yield Batch(place, end, self._decoded(place, block, bodies))
         except FormatError as error:
             if not (newest and error.torn):  # else it may still be being written
                 place = Place(at.stream, at.segment, error.offset)
@@ -123,9 +138,28 @@ class Archive:
             place = Place(at.stream, at.segment, end)
             self.problems[place] = Problem(place, str(error.strerror), False)
 
+    def _decoded(self, place: Place, block: Block, bodies: bool) -> list[Located]:
+        """A block whose frames cannot be decoded is a problem, its neighbours are none."""
+        try:
+            return located(block, bodies=bodies)
+        except FormatError as error:
+            self.problems[place] = Problem(place, error.message, False)
+            return []
+
+    def signed(self) -> dict[str, tuple[int, str]]:
+        """By the ledger's checkpoints: each stream's last signed seq, and the chain value there (hex)."""
+        heads: dict[str, tuple[int, str]] = {}
+        for batch in self.scan(LEDGER, bodies=False):
+            for item in batch.frames:
+                if isinstance(item.frame, CheckpointFrame):
+                    with suppress(msgspec.MsgspecError):
+                        for known in decode_checkpoint(item.frame.body).streams:
+                            heads[known.stream] = (known.seq, known.head.hex())
+        return heads
+
     def read(self, place: Place) -> list[Located]:
         """The frames of the block at `place`. Raises ArchiveError where it is gone or damaged."""
-        path = self.folder / place.stream / segment_name(place.segment)
+        path = self.path(place.stream) / segment_name(place.segment)
         try:
             with open(path, "rb") as file:
                 for block in read_blocks(file, place.offset):
@@ -171,9 +205,13 @@ class Archive:
                     tally.add(exchange)
         for exchange in assembler.rest():
             tally.add(exchange)
-        return None if card is None else session_of(stream, card, segment, tally, end, last, protocol=protocol)
+        return (
+            None if card is None else session_of(stream, card, segment, tally, end, last, protocol=protocol)
+        )
 
-    def exchanges(self, session: str, stream: str | None = None, places: Iterable[Place] | None = None) -> Iterator[Exchange]:
+    def exchanges(
+        self, session: str, stream: str | None = None, places: Iterable[Place] | None = None
+    ) -> Iterator[Exchange]:
         """A session's exchanges by the order of their ends, those without one last.
 
         With `places` (from an index) only those blocks are read.
@@ -195,7 +233,9 @@ class Archive:
         if assembler is not None:
             yield from assembler.rest()
 
-    def exchange(self, session: str, n: int, stream: str | None = None, places: Iterable[Place] | None = None) -> Exchange:
+    def exchange(
+        self, session: str, n: int, stream: str | None = None, places: Iterable[Place] | None = None
+    ) -> Exchange:
         """One exchange whole. Raises ArchiveError."""
         for exchange in self.exchanges(session, stream, places):
             if exchange.n == n:
@@ -205,7 +245,11 @@ class Archive:
     def _candidates(self, stream: str | None) -> list[str]:
         return [stream] if stream is not None else [s for s in self.streams() if s != LEDGER]
 
-    def follow(self, after: dict[str, Place] | None = None, lookup: Callable[[str, str], Session | None] | None = None) -> Follower:
+    def follow(
+        self,
+        after: dict[str, Place] | None = None,
+        lookup: Callable[[str, str], Session | None] | None = None,
+    ) -> Follower:
         """What is recorded from now on (or from `after`): call `poll` on it again and again."""
         return Follower(self, after, lookup)
 
@@ -213,7 +257,12 @@ class Archive:
 class Follower:
     """Reads on in every stream, new ones included. `lookup` finds sessions that began before."""
 
-    def __init__(self, archive: Archive, after: dict[str, Place] | None, lookup: Callable[[str, str], Session | None] | None) -> None:
+    def __init__(
+        self,
+        archive: Archive,
+        after: dict[str, Place] | None,
+        lookup: Callable[[str, str], Session | None] | None,
+    ) -> None:
         self._archive = archive
         self._positions = dict(after) if after is not None else self._ends()
         self._assemblers: dict[str, Assembler] = {}
@@ -243,7 +292,9 @@ class Follower:
                 self._positions[stream] = Place(stream, batch.place.segment, batch.end)
                 for item in batch.frames:
                     if isinstance(item.frame, SessionFrame):
-                        self._sessions[stream, item.frame.session] = session_of(stream, item, None, Tally(), None, item.seq)
+                        self._sessions[stream, item.frame.session] = session_of(
+                            stream, item, None, Tally(), None, item.seq
+                        )
                     for exchange in assembler.take(item):
                         yield self._session(stream, exchange.session), exchange
                     if isinstance(item.frame, SessionEndFrame):

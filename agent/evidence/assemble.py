@@ -28,11 +28,45 @@ from agent.evidence.frames import (
 )
 from agent.evidence.views import UNKNOWN_OUTCOME, Exchange, Masking, Message, Session, Span
 
-_INTS = frozenset({"pid", "start_time", "uid", "euid", "gid", "login_uid", "audit_session", "user_ns", "mnt_ns",
-                   "net_ns", "client_port", "server_port"})  # fmt: skip
-_TEXTS = frozenset({"host", "boot", "guard", "engine", "attribution", "comm", "exe", "exe_sha256", "user", "login_user",
-                    "unit", "user_unit", "slice", "container", "cgroup", "client_addr", "server_addr", "protocol",
-                    "tls_subject"})  # fmt: skip
+_INTS = frozenset(
+    {
+        "pid",
+        "start_time",
+        "uid",
+        "euid",
+        "gid",
+        "login_uid",
+        "audit_session",
+        "user_ns",
+        "mnt_ns",
+        "net_ns",
+        "client_port",
+        "server_port",
+    }
+)
+_TEXTS = frozenset(
+    {
+        "host",
+        "boot",
+        "guard",
+        "engine",
+        "attribution",
+        "comm",
+        "exe",
+        "exe_sha256",
+        "user",
+        "login_user",
+        "unit",
+        "user_unit",
+        "slice",
+        "container",
+        "cgroup",
+        "client_addr",
+        "server_addr",
+        "protocol",
+        "tls_subject",
+    }
+)
 _LISTS = frozenset({"argv", "groups"})
 
 
@@ -125,8 +159,14 @@ class Assembler:
             yield exchange_of(self.stream, *key, self._open.pop(key), None, None)
 
 
-def exchange_of(stream: str, session: str, n: int, pieces: Pieces, end: ResultFrame | AbortFrame | None,
-                end_seq: int | None) -> Exchange:  # fmt: skip
+def exchange_of(
+    stream: str,
+    session: str,
+    n: int,
+    pieces: Pieces,
+    end: ResultFrame | AbortFrame | None,
+    end_seq: int | None,
+) -> Exchange:
     """One exchange of the frames there are."""
     intent, result = pieces.intent, end if isinstance(end, ResultFrame) else None
     op, verdict = (intent.op, intent.verdict) if intent else (None, None)
@@ -171,17 +211,28 @@ def _request(pieces: Pieces) -> Message:
     body, digest, size = _joined(pieces, "request")
     if intent is None:
         return Message(body=body, sha256=digest, bytes=size)
-    return Message(head=intent.head, body=body if intent.body is None else intent.body,
-                   sha256=intent.sha256.hex() or digest, bytes=intent.bytes or size, vectors_cut=intent.vectors_cut)  # fmt: skip
+    return Message(
+        head=intent.head,
+        body=body if intent.body is None else intent.body,
+        sha256=intent.sha256.hex() or digest,
+        bytes=intent.bytes or size,
+        vectors_cut=intent.vectors_cut,
+    )
 
 
 def _response(pieces: Pieces, result: ResultFrame | None) -> Message:
     body, digest, size = _joined(pieces, "response")
     if result is None:
         return Message(body=body, sha256=digest, bytes=size)
-    return Message(head=result.head, body=body if result.body is None else result.body,
-                   sha256=result.sha256.hex() or digest, bytes=result.bytes or size, status=result.status,
-                   ids=result.ids, vectors_cut=result.vectors_cut)  # fmt: skip
+    return Message(
+        head=result.head,
+        body=body if result.body is None else result.body,
+        sha256=result.sha256.hex() or digest,
+        bytes=result.bytes or size,
+        status=result.status,
+        ids=result.ids,
+        vectors_cut=result.vectors_cut,
+    )
 
 
 def _joined(pieces: Pieces, side: str) -> tuple[bytes | None, str | None, int]:
@@ -201,28 +252,54 @@ def _plain(part: msgspec.Struct) -> Mapping[str, Any]:
     return made
 
 
-def _trace(verdict: VerdictPart | None, pieces: Pieces, end: ResultFrame | AbortFrame | None,
-           result: ResultFrame | None) -> Mapping[str, Any]:  # fmt: skip
+def _trace(
+    verdict: VerdictPart | None,
+    pieces: Pieces,
+    end: ResultFrame | AbortFrame | None,
+    result: ResultFrame | None,
+) -> Mapping[str, Any]:
     """How the verdict came about and how the exchange ended, beyond the promised fields."""
     made: dict[str, Any] = {}
     if verdict is not None:
-        made.update(where=verdict.where, clamps=[_plain(x) for x in verdict.clamps], vectors=verdict.vectors,
-                    vectors_rule=verdict.vectors_rule, fields=verdict.fields, fields_rule=verdict.fields_rule,
-                    filters=[list(f) for f in verdict.filters], filter_rules=list(verdict.filter_rules),
-                    masks=[_plain(m) for m in verdict.masks], level=verdict.level, mode=verdict.mode,
-                    nearest=_plain(verdict.nearest) if verdict.nearest else None,
-                    hits=[_plain(h) for h in verdict.hits])  # fmt: skip
+        made.update(
+            where=verdict.where,
+            clamps=[_plain(x) for x in verdict.clamps],
+            vectors=verdict.vectors,
+            vectors_rule=verdict.vectors_rule,
+            fields=verdict.fields,
+            fields_rule=verdict.fields_rule,
+            filters=[list(f) for f in verdict.filters],
+            filter_rules=list(verdict.filter_rules),
+            masks=[_plain(m) for m in verdict.masks],
+            level=verdict.level,
+            mode=verdict.mode,
+            nearest=_plain(verdict.nearest) if verdict.nearest else None,
+            hits=[_plain(h) for h in verdict.hits],
+        )
     made["reason"] = end.reason if end is not None else pieces.lost and f"record lost: {pieces.lost}"
     made["ended"] = end.at if end is not None else None
-    made["released_bytes"] = result.released_bytes if result else sum(c.bytes for c in pieces.chunks if c.side == "response")
-    cuts = {side: frame.cut for side, frame in (("request", pieces.intent), ("response", result)) if frame and frame.cut}
+    made["released_bytes"] = (
+        result.released_bytes if result else sum(c.bytes for c in pieces.chunks if c.side == "response")
+    )
+    cuts = {
+        side: frame.cut
+        for side, frame in (("request", pieces.intent), ("response", result))
+        if frame and frame.cut
+    }
     made["cut"] = cuts or None
     return made
 
 
-def session_of(stream: str, card: Located | None, segment: SegmentFrame | None, tally: Tally,
-               end: SessionEndFrame | None, last: int, session: str | None = None,
-               protocol: str | None = None) -> Session:  # fmt: skip
+def session_of(
+    stream: str,
+    card: Located | None,
+    segment: SegmentFrame | None,
+    tally: Tally,
+    end: SessionEndFrame | None,
+    last: int,
+    session: str | None = None,
+    protocol: str | None = None,
+) -> Session:
     """The session of its first frame, its numbers and its end. Without a card only what is counted is known.
 
     `protocol` is what an OPAQUE frame or the index says of the connection.
@@ -244,12 +321,22 @@ def session_of(stream: str, card: Located | None, segment: SegmentFrame | None, 
     if known.get("protocol") is not None:
         known.setdefault("tls", known["protocol"] == "tls")
     counted = {f: getattr(tally, f) for f in tally.__dataclass_fields__}
-    for name_ in ("bytes_in", "bytes_out"):  # of the wire where the end says so: an opaque session has no exchanges
+    for name_ in (
+        "bytes_in",
+        "bytes_out",
+    ):  # of the wire where the end says so: an opaque session has no exchanges
         value = ending.get(name_)
         if isinstance(value, int) and not isinstance(value, bool):
             counted[name_] = value
-    return Session(session=name, started=started, ended=end.at if end is not None else None, **known, **counted,
-                   null_reason=reasons, evidence=Span(stream, first, last))  # fmt: skip
+    return Session(
+        session=name,
+        started=started,
+        ended=end.at if end is not None else None,
+        **known,
+        **counted,
+        null_reason=reasons,
+        evidence=Span(stream, first, last),
+    )
 
 
 def read_card(card: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -272,7 +359,10 @@ def read_card(card: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     origin = _mapping(card.get("login_from"))
     tty, peer = origin.get("tty", card.get("login_tty")), origin.get("peer", card.get("login_peer"))
     if tty is not None or peer is not None:
-        known["login_from"] = {"tty": None if tty is None else str(tty), "peer": None if peer is None else str(peer)}
+        known["login_from"] = {
+            "tty": None if tty is None else str(tty),
+            "peer": None if peer is None else str(peer),
+        }
     parents = card.get("parents")
     if isinstance(parents, list | tuple):
         known["parents"] = tuple(_parent(p) for p in parents if isinstance(p, Mapping | list | tuple))
@@ -284,5 +374,7 @@ def _mapping(value: object) -> Mapping[Any, Any]:
 
 
 def _parent(value: Mapping[Any, Any] | list[Any] | tuple[Any, ...]) -> Mapping[str, Any]:
-    pid, exe = (value.get("pid"), value.get("exe")) if isinstance(value, Mapping) else (*value, None, None)[:2]
+    pid, exe = (
+        (value.get("pid"), value.get("exe")) if isinstance(value, Mapping) else (*value, None, None)[:2]
+    )
     return {"pid": pid if isinstance(pid, int) else None, "exe": None if exe is None else str(exe)}

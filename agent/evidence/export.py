@@ -20,7 +20,7 @@ from agent.evidence.filter import Filter
 from agent.evidence.page import Cleaner, Proof, session_page, timeline
 from agent.evidence.query import Query
 from agent.evidence.style import STYLE
-from agent.evidence.views import Session, stamp
+from agent.evidence.views import Exchange, Session, stamp
 
 Advance = Callable[[int], None]
 ProofOf = Callable[[Session], Proof]
@@ -34,7 +34,9 @@ def whole_file(path: Path, force: bool) -> Iterator[TextIO]:
     try:
         fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise ArchiveError(f"{path.parent}: {error.strerror}", "name a folder that can be written with -o") from None
+        raise ArchiveError(
+            f"{path.parent}: {error.strerror}", "name a folder that can be written with -o"
+        ) from None
     try:
         with os.fdopen(fd, "w", encoding="utf-8", errors="backslashreplace") as file:
             yield file
@@ -45,7 +47,9 @@ def whole_file(path: Path, force: bool) -> Iterator[TextIO]:
         raise
 
 
-def json_lines(query: Query, sessions: Iterable[Session], wanted: Filter, line: Callable[[object], str], advance: Advance) -> Iterator[str]:
+def json_lines(
+    query: Query, sessions: Iterable[Session], wanted: Filter, line: Callable[[object], str], advance: Advance
+) -> Iterator[str]:
     """One line per exchange, by session and number."""
     for session in sessions:
         for exchange in query.exchanges(session, wanted):
@@ -53,26 +57,46 @@ def json_lines(query: Query, sessions: Iterable[Session], wanted: Filter, line: 
             advance(1)
 
 
-def write_page(query: Query, session: Session, wanted: Filter, file: TextIO, proof: Proof, made_at: str, clean: Cleaner,
-               advance: Advance) -> None:  # fmt: skip
+def write_page(
+    query: Query,
+    session: Session,
+    wanted: Filter,
+    file: TextIO,
+    proof: Proof,
+    made_at: str,
+    clean: Cleaner,
+    advance: Advance,
+) -> None:
     """One session's page."""
     total = query.count(session, wanted)
-    notes = [f"{g.frames} records of exchanges {g.first} to {g.last} are missing: {g.reason} (signed gap, {stamp(g.at)})" for g in query.gaps(session)]
+    notes = [
+        f"{g.frames} records of exchanges {g.first} to {g.last} are missing: {g.reason} (signed gap, {stamp(g.at)})"
+        for g in query.gaps(session)
+    ]
 
-    def counted() -> Iterator[object]:
+    def counted() -> Iterator[Exchange]:
         for exchange in query.exchanges(session, wanted):
             yield exchange
             advance(1)
 
-    pieces = session_page(session, counted(), total, proof, made_at, clean, notes)  # type: ignore[arg-type]
+    pieces = session_page(session, counted(), total, proof, made_at, clean, notes)
     file.write(next(pieces))
     file.write(timeline(session, query.marks(session, wanted)))
     for piece in pieces:
         file.write(piece)
 
 
-def write_pages(query: Query, sessions: list[Session], wanted: Filter, target: Path, proof_of: ProofOf, made_at: str, clean: Cleaner,
-                force: bool, advance: Advance) -> list[Path]:  # fmt: skip
+def write_pages(
+    query: Query,
+    sessions: list[Session],
+    wanted: Filter,
+    target: Path,
+    proof_of: ProofOf,
+    made_at: str,
+    clean: Cleaner,
+    force: bool,
+    advance: Advance,
+) -> list[Path]:
     """A page for each session: in the file `target` for one session, else in the folder `target` with a list."""
     if len(sessions) == 1 and not target.is_dir():
         with whole_file(target, force) as file:
@@ -106,10 +130,17 @@ def _list_page(sessions: list[Session], made_at: str, clean: Cleaner) -> str:
 
     rows = "".join(
         f'<tr><td><a href="{page_name(s)}">{e(s.session)}</a></td><td>{e(stamp(s.started) or "?")}</td><td>{e(s.person or "?")}</td>'
-        f"<td>{e(s.exe or s.comm or '?')}</td><td>{e(s.unit or '')}</td><td>{e(s.guard or '')}</td><td class=\"num\">{s.requests}</td>"
-        f'<td class="num">{s.denied}</td><td class="num">{s.masked}</td></tr>' for s in sessions)  # fmt: skip
-    heads = "".join(f"<th>{t}</th>" for t in ("session", "started", "who", "program", "unit", "guard", "requests", "denied", "masked"))
+        f'<td>{e(s.exe or s.comm or "?")}</td><td>{e(s.unit or "")}</td><td>{e(s.guard or "")}</td><td class="num">{s.requests}</td>'
+        f'<td class="num">{s.denied}</td><td class="num">{s.masked}</td></tr>'
+        for s in sessions
+    )
+    heads = "".join(
+        f"<th>{t}</th>"
+        for t in ("session", "started", "who", "program", "unit", "guard", "requests", "denied", "masked")
+    )
     policy = "default-src 'none'; style-src 'unsafe-inline'"
-    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
-            f"<title>{len(sessions)} sessions</title><style>{STYLE}</style></head><body><h1>{len(sessions)} sessions</h1>"
-            f'<table class="hits"><tr>{heads}</tr>{rows}</table><footer>Made by vecward at {e(made_at)}. Times are UTC.</footer></body></html>\n')  # fmt: skip
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f"<title>{len(sessions)} sessions</title><style>{STYLE}</style></head><body><h1>{len(sessions)} sessions</h1>"
+        f'<table class="hits"><tr>{heads}</tr>{rows}</table><footer>Made by vecward at {e(made_at)}. Times are UTC.</footer></body></html>\n'
+    )

@@ -7,6 +7,7 @@ one and the same exchange. Text is compared whole, or as a glob where it holds `
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -35,10 +36,22 @@ def address_matches(pattern: str, address: str | None, port: int | None) -> bool
         return False
     if pattern in (address, f"{address}:{port}", f"[{address}]:{port}"):
         return True
+    if is_glob(pattern):
+        return fnmatchcase(address, pattern)
+    return _in_network(pattern, address)
+
+
+@functools.lru_cache(maxsize=4096)
+def _in_network(pattern: str, address: str) -> bool:
     try:
-        return ipaddress.ip_address(address) in ipaddress.ip_network(pattern, strict=False)
+        return ipaddress.ip_address(address) in _network(pattern)
     except ValueError:
-        return is_glob(pattern) and fnmatchcase(address, pattern)
+        return False
+
+
+@functools.lru_cache(maxsize=16)
+def _network(pattern: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    return ipaddress.ip_network(pattern, strict=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +86,9 @@ class Filter:
             and text_matches(self.unit, session.unit, session.user_unit)
             and text_matches(self.container, session.container)
             and text_matches(self.guard, session.guard)
-            and (self.client is None or address_matches(self.client, session.client_addr, session.client_port))
+            and (
+                self.client is None or address_matches(self.client, session.client_addr, session.client_port)
+            )
         )
 
     def wants_exchange(self, exchange: Exchange) -> bool:
@@ -83,7 +98,9 @@ class Filter:
             (self.since is None or at >= self.since)
             and (self.until is None or at <= self.until)
             and (self.action is None or self.action in exchange.actions)
-            and (self.collection is None or any(text_matches(self.collection, c) for c in exchange.collections))
+            and (
+                self.collection is None or any(text_matches(self.collection, c) for c in exchange.collections)
+            )
             and self._wants_verdict(exchange)
         )
 
@@ -97,3 +114,7 @@ class Filter:
                 return bool(exchange.masks)
             case _:
                 return exchange.verdict == self.verdict
+
+
+ANYTHING = Filter()
+"""No condition at all."""

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: S608 - only names of our own tables and columns are put into statements, values are bound
 """The index beside the segments: which sessions, which exchanges, who saw which id, in milliseconds.
 
 Disposable: made from the segments, caught up before it is asked, rebuilt when it does not fit them any
@@ -14,14 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from agent.evidence.archive import Archive, ArchiveError, Place
+from agent.evidence.archive import Archive, ArchiveError, Batch, Place
 from agent.evidence.blocks import HEADER
 from agent.evidence.frames import LEDGER
 from agent.evidence.intake import Intake
-from agent.evidence.schema import VERSION, connect, hash_key, index_file, make_tables
+from agent.evidence.schema import VERSION, connect, hash_key, index_file, make_tables, transaction
 from agent.evidence.segment import segment_name
 
-BATCH_FRAMES = 50_000  # frames of one transaction: some 100 MB of memory at most, a lock held for about a second
+BATCH_FRAMES = (
+    50_000  # frames of one transaction: some 100 MB of memory at most, a lock held for about a second
+)
+MERGE_FROM = 3_000_000  # new sightings that are sorted into place at once; 60 MB in the file until then
 _SESSION_TABLES = ("exchanges", "session_shapes", "chunks", "seen")
 Advance = Callable[[int], None]
 
@@ -59,7 +63,9 @@ class Index:
             key = hash_key(path.with_suffix(".key"))
             return cls(archive, path, _usable(path, key), key)
         except (OSError, sqlite3.Error) as error:
-            raise ArchiveError(f"{path}: the index cannot be used: {error}", "remove it, it will be made again") from None
+            raise ArchiveError(
+                f"{path}: the index cannot be used: {error}", "remove it, it will be made again"
+            ) from None
 
     def __enter__(self) -> Self:
         return self
@@ -102,7 +108,8 @@ class Index:
             for stream in self.archive.streams():
                 if stream != LEDGER:
                     while self._take_some(stream, advance):
-                        pass
+                        self._merge_seen(MERGE_FROM)
+            self._merge_seen(1)
             self._prune()
         except sqlite3.Error as error:
             raise ArchiveError(f"{self.file}: {error}", "vecward index rebuild makes it again") from None
@@ -110,7 +117,7 @@ class Index:
     def _fits(self) -> bool:
         """Whether the last block of each stream that it took is still where it was, with the same chain value."""
         for row in self.database.execute("SELECT * FROM streams").fetchall():
-            path = self.archive.folder / row["stream"] / segment_name(row["last_segment"])
+            path = self.archive.path(row["stream"]) / segment_name(row["last_segment"])
             if path.exists() and _chain_at(path, row["last_block"]) != row["last_chain"]:
                 return False
         return True
@@ -118,13 +125,14 @@ class Index:
     def _take_some(self, stream: str, advance: Advance) -> bool:
         """One transaction's worth of a stream. False when there was nothing more to take."""
         db = self.database
-        db.execute("BEGIN IMMEDIATE")
-        try:
+        with transaction(db):
             row = db.execute("SELECT * FROM streams WHERE stream = ?", (stream,)).fetchone()
-            number = row["id"] if row else db.execute("SELECT coalesce(max(id), 0) + 1 FROM streams").fetchone()[0]
-            intake = Intake(db, self.key, number, row["host"] if row else None, row["boot"] if row else None)
+            number = row["id"] if row else self._next_stream()
+            start = Place(stream, row["segment"], row["offset"]) if row else None
+            host, boot = (row["host"], row["boot"]) if row else (None, None)
+            intake = Intake(db, self.key, number, host, boot)
             last, frames = None, 0
-            for batch in self.archive.scan(stream, Place(stream, row["segment"], row["offset"]) if row else None, bodies=False):
+            for batch in self.archive.scan(stream, start, bodies=False):
                 intake.take(batch)
                 advance(batch.end - batch.place.offset)
                 last, frames = batch, frames + len(batch.frames)
@@ -132,17 +140,35 @@ class Index:
                     break
             if last is not None:
                 intake.flush()
-                chain = _chain_at(self.archive.folder / stream / segment_name(last.place.segment), last.place.offset)
-                db.execute("INSERT OR REPLACE INTO streams VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                           (number, stream, last.place.segment, last.end, last.place.segment, last.place.offset, chain,
-                            row["oldest"] if row else last.place.segment, intake.host, intake.boot))  # fmt: skip
+                oldest = row["oldest"] if row else last.place.segment
+                self._store_position(number, last, oldest, intake)
             self.skipped += intake.skipped
-            db.execute("COMMIT")
-        except BaseException:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            raise
         return frames >= BATCH_FRAMES
+
+    def _next_stream(self) -> int:
+        return int(self.database.execute("SELECT coalesce(max(id), 0) + 1 FROM streams").fetchone()[0])
+
+    def _store_position(self, number: int, last: Batch, oldest: int, intake: Intake) -> None:
+        place = last.place
+        path = self.archive.path(place.stream) / segment_name(place.segment)
+        chain = _chain_at(path, place.offset)
+        values = (place.segment, last.end, place.segment, place.offset, chain, oldest, intake.host, intake.boot)
+        self.database.execute(
+            "INSERT OR REPLACE INTO streams VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (number, place.stream, *values)
+        )
+
+    def _merge_seen(self, least: int) -> None:
+        """Bring new sightings in order, when there are so many: SQLite sorts them better than one by one."""
+        db = self.database
+        if (db.execute("SELECT max(rowid) FROM seen_new").fetchone()[0] or 0) < least:
+            return
+        with transaction(db):
+            db.execute(
+                "INSERT INTO seen SELECT key, sid, min(n), max(n), count(*) FROM seen_new WHERE 1 GROUP BY key, sid "
+                "ON CONFLICT DO UPDATE SET first = min(first, excluded.first), last = max(last, excluded.last), "
+                "count = count + excluded.count"
+            )
+            db.execute("DELETE FROM seen_new")
 
     def _prune(self) -> None:
         """Forget the sessions of which retention has removed every segment."""
@@ -152,18 +178,27 @@ class Index:
             oldest = segments[0][0] if segments else row["segment"] + 1
             if oldest == row["oldest"]:
                 continue
-            db.execute("BEGIN IMMEDIATE")
             gone = "SELECT id FROM sessions WHERE stream = ? AND last_segment < ?"
-            for table in _SESSION_TABLES:
-                db.execute(f"DELETE FROM {table} WHERE sid IN ({gone})", (row["id"], oldest))
-            db.execute("DELETE FROM sessions WHERE stream = ? AND last_segment < ?", (row["id"], oldest))
-            db.execute("UPDATE streams SET oldest = ? WHERE id = ?", (oldest, row["id"]))
-            db.execute("COMMIT")
+            with transaction(db):
+                for table in _SESSION_TABLES:
+                    db.execute(f"DELETE FROM {table} WHERE sid IN ({gone})", (row["id"], oldest))
+                db.execute("DELETE FROM sessions WHERE stream = ? AND last_segment < ?", (row["id"], oldest))
+                db.execute("UPDATE streams SET oldest = ? WHERE id = ?", (oldest, row["id"]))
 
     def info(self) -> Info:
-        count = {t: self.database.execute(f"SELECT count(*) FROM {t}").fetchone()[0]
-                 for t in ("sessions", "exchanges", "seen", "streams")}  # fmt: skip
-        return Info(self.file, _size(self.file), self.behind(), count["sessions"], count["exchanges"], count["seen"], count["streams"])
+        count = {
+            t: self.database.execute(f"SELECT count(*) FROM {t}").fetchone()[0]
+            for t in ("sessions", "exchanges", "seen", "streams")
+        }
+        return Info(
+            self.file,
+            _size(self.file),
+            self.behind(),
+            count["sessions"],
+            count["exchanges"],
+            count["seen"],
+            count["streams"],
+        )
 
 
 def _usable(path: Path, key: bytes) -> sqlite3.Connection:

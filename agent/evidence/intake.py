@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: S608 - only names of our own tables and columns are put into statements, values are bound
 """Frames into the index's rows: one stream at a time, some ten thousand frames a transaction.
 
 Owns what is counted and where each exchange stands. An exchange whose INTENT and RESULT come in one
@@ -34,16 +35,30 @@ from agent.evidence.views import UNKNOWN_OUTCOME
 
 MAX_CACHED = 200_000  # session ids and shapes kept in memory; beyond, the caches start anew
 _COUNTS = ("requests", "allowed", "denied", "held", "masked", "would", "rows", "bytes_in", "bytes_out")
-_CARD_COLUMNS = ("guard", "engine", "pid", "exe", "user", "uid", "login_user", "login_uid", "unit", "user_unit",
-                 "container", "client_addr", "client_port", "protocol")  # fmt: skip
+_CARD_COLUMNS = (
+    "guard",
+    "engine",
+    "pid",
+    "exe",
+    "user",
+    "uid",
+    "login_user",
+    "login_uid",
+    "unit",
+    "user_unit",
+    "container",
+    "client_addr",
+    "client_port",
+    "protocol",
+)
 Shape = tuple[str | None, str | None, bool, str, tuple[str, ...], tuple[str, ...]]
 """verdict, would, masked, outcome, actions, collections."""
 
 
 def id_hash(key: bytes, identifier: str) -> int:
     """What stands in the index for a point id: 64 bits of a keyed hash, as SQLite's signed integer."""
-    digest = hashlib.blake2b(identifier.encode("utf-8", "surrogatepass"), key=key, digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True)
+    data = identifier.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, key=key, digest_size=8).digest(), "big", signed=True)
 
 
 @dataclass(slots=True)
@@ -73,7 +88,9 @@ class Delta:
 class Intake:
     """Takes batches of one stream, in order; `flush` writes their rows into the open transaction."""
 
-    def __init__(self, database: sqlite3.Connection, key: bytes, stream: int, host: str | None, boot: str | None) -> None:
+    def __init__(
+        self, database: sqlite3.Connection, key: bytes, stream: int, host: str | None, boot: str | None
+    ) -> None:
         self._db = database
         self._key = key
         self._stream = stream
@@ -94,7 +111,7 @@ class Intake:
         self._done: list[Row] = []
         self._deltas: defaultdict[int, Delta] = defaultdict(Delta)
         self._uses: dict[tuple[int, int], list[int]] = {}
-        self._seen: dict[tuple[int, int], list[int]] = {}
+        self._seen: list[tuple[int, int, int]] = []
         self._chunks: list[tuple[int, int, int, int]] = []
         self._sessions: list[tuple[Any, ...]] = []
         self._cards: list[tuple[Any, ...]] = []
@@ -111,7 +128,9 @@ class Intake:
         segment, offset = batch.place.segment, batch.place.offset
         for item in batch.frames:
             match item.frame:
-                case IntentFrame() | ResultFrame() | AbortFrame() | ChunkFrame() as frame if not _plausible(frame):
+                case IntentFrame() | ResultFrame() | AbortFrame() | ChunkFrame() as frame if not _plausible(
+                    frame
+                ):
                     self.skipped += 1
                 case IntentFrame() as frame:
                     self._intent(frame, item.seq, segment, offset)
@@ -130,7 +149,10 @@ class Intake:
                 case OpaqueFrame() as frame:
                     self._protocols.append((frame.protocol, self._touch(frame.session, item, segment)))
                 case GapFrame() as frame:
-                    self._gaps += [(self._stream, frame.at, x.session, x.first, x.last, x.frames, frame.reason) for x in frame.lost]
+                    self._gaps += [
+                        (self._stream, frame.at, x.session, x.first, x.last, x.frames, frame.reason)
+                        for x in frame.lost
+                    ]
                 case SegmentFrame() as frame:
                     self.host, self.boot = frame.host, frame.boot
                 case _:
@@ -139,18 +161,24 @@ class Intake:
     def _sid(self, session: str, segment: int) -> int:
         sid = self._sids.get(session)
         if sid is None:
-            found = self._db.execute("SELECT id FROM sessions WHERE session = ? AND stream = ?", (session, self._stream)).fetchone()
+            found = self._db.execute(
+                "SELECT id FROM sessions WHERE session = ? AND stream = ?", (session, self._stream)
+            ).fetchone()
             sid = found[0] if found else self._add_session(session, segment, None, None, None)
             self._sids[session] = sid
         return sid
 
-    def _add_session(self, session: str, segment: int, started: int | None, first: int | None, card: dict[str, Any] | None) -> int:
+    def _add_session(
+        self, session: str, segment: int, started: int | None, first: int | None, card: dict[str, Any] | None
+    ) -> int:
         sid, self._next_sid = self._next_sid, self._next_sid + 1
         known = read_card(card)[0] if card is not None else {}
         columns = tuple(_storable(known.get(name)) for name in _CARD_COLUMNS)
         encoded = None if card is None else msgspec.msgpack.encode(card)
         started = started if started is None or not started >> 62 else None
-        self._sessions.append((sid, self._stream, session, started, first, segment, encoded, self.host, self.boot, *columns))
+        self._sessions.append(
+            (sid, self._stream, session, started, first, segment, encoded, self.host, self.boot, *columns)
+        )
         self._sids[session] = sid
         return sid
 
@@ -162,17 +190,30 @@ class Intake:
         delta.last, delta.segment, delta.at = seq, segment, frame.at
 
     def _begin(self, frame: SessionFrame, seq: int, segment: int) -> None:
-        found = self._db.execute("SELECT card FROM sessions WHERE session = ? AND stream = ?", (frame.session, self._stream)).fetchone()
+        found = self._db.execute(
+            "SELECT card FROM sessions WHERE session = ? AND stream = ?", (frame.session, self._stream)
+        ).fetchone()
         if found is None and frame.session not in self._sids:
             self._add_session(frame.session, segment, frame.at, seq, frame.card)
         elif found is None or found[0] is None:  # its first card was lost, as on a full disk
             known = read_card(frame.card)[0]
             columns = [_storable(known.get(name)) for name in _CARD_COLUMNS]
-            self._cards.append((msgspec.msgpack.encode(frame.card), frame.at, seq, *columns, self._sid(frame.session, segment)))
+            self._cards.append(
+                (
+                    msgspec.msgpack.encode(frame.card),
+                    frame.at,
+                    seq,
+                    *columns,
+                    self._sid(frame.session, segment),
+                )
+            )
 
     def _end(self, frame: SessionEndFrame, item: Located, segment: int) -> None:
         sid = self._touch(frame.session, item, segment)
-        wire = tuple(v if isinstance(v, int) and not v >> 50 else None for v in (frame.summary.get("bytes_in"), frame.summary.get("bytes_out")))
+        wire = tuple(
+            v if isinstance(v, int) and not v >> 50 else None
+            for v in (frame.summary.get("bytes_in"), frame.summary.get("bytes_out"))
+        )
         self._ends.append((frame.at, *wire, sid))
         protocol = frame.summary.get("protocol")
         if isinstance(protocol, str):
@@ -188,8 +229,17 @@ class Intake:
     def _intent(self, frame: IntentFrame, seq: int, segment: int, offset: int) -> None:
         sid = self._sid(frame.session, segment)
         op, verdict = frame.op, frame.verdict
-        shape = (verdict.outcome, verdict.would, False, UNKNOWN_OUTCOME, tuple(op.actions), tuple(op.collections))
-        self._open[sid, frame.n] = Row(sid, frame.n, frame.at, shape, (segment, offset), rows=op.rows, streamed=not frame.bytes)
+        shape = (
+            verdict.outcome,
+            verdict.would,
+            False,
+            UNKNOWN_OUTCOME,
+            tuple(op.actions),
+            tuple(op.collections),
+        )
+        self._open[sid, frame.n] = Row(
+            sid, frame.n, frame.at, shape, (segment, offset), rows=op.rows, streamed=not frame.bytes
+        )
         delta = self._deltas[sid]
         delta.last, delta.segment, delta.at = seq, segment, frame.at
         counts = delta.counts
@@ -215,13 +265,7 @@ class Intake:
             row.rows = frame.rows
         counts[8] += frame.released_bytes
         self._done.append(row)
-        for identifier in frame.ids:
-            key = (id_hash(self._key, identifier), sid)
-            entry = self._seen.get(key)
-            if entry is None:
-                self._seen[key] = [frame.n, frame.n, 1]
-            else:
-                entry[1], entry[2] = frame.n, entry[2] + 1
+        self._seen += [(id_hash(self._key, identifier), sid, frame.n) for identifier in frame.ids]
 
     def _begun(self, sid: int, n: int, at: int) -> Row:
         """The exchange's row so far: of this transaction, of an earlier one, or (its INTENT is lost) new."""
@@ -233,7 +277,14 @@ class Intake:
             self._deltas[sid].counts[0] += 1
             return Row(sid, n, at, (None, None, False, UNKNOWN_OUTCOME, (), ()), (None, None))
         self._use(sid, found["shape"], -1, found["at"])
-        return Row(sid, n, found["at"], self._shape_of(found["shape"]), (found["segment"], found["offset"]), rows=found["rows"])
+        return Row(
+            sid,
+            n,
+            found["at"],
+            self._shape_of(found["shape"]),
+            (found["segment"], found["offset"]),
+            rows=found["rows"],
+        )
 
     def _shape_of(self, shape: int) -> Shape:
         key = self._db.execute("SELECT key FROM shapes WHERE id = ?", (shape,)).fetchone()[0]
@@ -252,21 +303,32 @@ class Intake:
         """Write everything taken since the last flush."""
         db = self._db
         places = ", ".join("?" * (9 + len(_CARD_COLUMNS)))
-        db.executemany("INSERT INTO sessions (id, stream, session, started, first, last_segment, card, host, boot, "
-                       f"{', '.join(_CARD_COLUMNS)}, last) VALUES ({places}, 0)", self._sessions)  # fmt: skip
+        db.executemany(
+            "INSERT INTO sessions (id, stream, session, started, first, last_segment, card, host, boot, "
+            f"{', '.join(_CARD_COLUMNS)}, last) VALUES ({places}, 0)",
+            self._sessions,
+        )
         sets = ", ".join(f"{name} = ?" for name in _CARD_COLUMNS)
-        db.executemany(f"UPDATE sessions SET card = ?, started = ?, first = ?, {sets} WHERE id = ?", self._cards)
+        db.executemany(
+            f"UPDATE sessions SET card = ?, started = ?, first = ?, {sets} WHERE id = ?", self._cards
+        )
         rows = [*self._done, *self._open.values()]
-        db.executemany("INSERT OR REPLACE INTO exchanges VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", [self._stored(r) for r in rows])
+        db.executemany(
+            "INSERT OR REPLACE INTO exchanges VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [self._stored(r) for r in rows],
+        )
         db.executemany("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?)", self._chunks)
-        db.executemany("INSERT INTO session_shapes VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count, "
-                       "first = min(first, excluded.first), last = max(last, excluded.last)",
-                       [(sid, shape, *use) for (sid, shape), use in self._uses.items()])  # fmt: skip
-        db.executemany("INSERT INTO seen VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET last = excluded.last, count = count + excluded.count",
-                       [(*key, *entry) for key, entry in sorted(self._seen.items())])  # fmt: skip
+        db.executemany(
+            "INSERT INTO session_shapes VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count, "
+            "first = min(first, excluded.first), last = max(last, excluded.last)",
+            [(sid, shape, *use) for (sid, shape), use in self._uses.items()],
+        )
+        db.executemany("INSERT INTO seen_new VALUES (?, ?, ?)", self._seen)
         adds = ", ".join(f"{name} = {name} + ?" for name in _COUNTS)
-        db.executemany(f"UPDATE sessions SET {adds}, last = ?, last_segment = ?, last_at = ? WHERE id = ?",
-                       [(*d.counts, d.last, d.segment, d.at, sid) for sid, d in self._deltas.items()])  # fmt: skip
+        db.executemany(
+            f"UPDATE sessions SET {adds}, last = ?, last_segment = ?, last_at = ? WHERE id = ?",
+            [(*d.counts, d.last, d.segment, d.at, sid) for sid, d in self._deltas.items()],
+        )
         db.executemany("UPDATE sessions SET ended = ?, wire_in = ?, wire_out = ? WHERE id = ?", self._ends)
         db.executemany("UPDATE sessions SET protocol = ? WHERE id = ?", self._protocols)
         db.executemany("INSERT INTO gaps VALUES (?, ?, ?, ?, ?, ?, ?)", self._gaps)
@@ -299,9 +361,16 @@ class Intake:
         else:
             number, self._next_shape = self._next_shape, self._next_shape + 1
             verdict, would, masked, outcome, actions, collections = shape
-            self._db.execute("INSERT INTO shapes VALUES (?, ?, ?, ?, ?, ?)", (number, key, verdict, would is not None, masked, outcome))
-            self._db.executemany("INSERT OR IGNORE INTO shape_actions VALUES (?, ?)", [(a, number) for a in actions])
-            self._db.executemany("INSERT OR IGNORE INTO shape_collections VALUES (?, ?)", [(c, number) for c in collections])
+            self._db.execute(
+                "INSERT INTO shapes VALUES (?, ?, ?, ?, ?, ?)",
+                (number, key, verdict, would is not None, masked, outcome),
+            )
+            self._db.executemany(
+                "INSERT OR IGNORE INTO shape_actions VALUES (?, ?)", [(a, number) for a in actions]
+            )
+            self._db.executemany(
+                "INSERT OR IGNORE INTO shape_collections VALUES (?, ?)", [(c, number) for c in collections]
+            )
         self._shapes[shape] = number
         return number
 

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: S608 - only columns and terms of our own are put into statements, values are bound
 """Questions to a caught-up index; the answers' substance is read from the segments.
 
 Sessions and places come from the index; exchanges are assembled from the blocks at those places, so that
@@ -18,10 +19,11 @@ import msgspec
 from agent.evidence.archive import ArchiveError, Place, Problem
 from agent.evidence.assemble import Assembler, Tally, session_of
 from agent.evidence.blocks import Located
-from agent.evidence.filter import Filter, address_matches, is_glob
+from agent.evidence.filter import ANYTHING, Filter, address_matches
 from agent.evidence.frames import SessionEndFrame, SessionFrame
 from agent.evidence.index import Index
 from agent.evidence.intake import id_hash
+from agent.evidence.terms import exchange_terms, session_terms
 from agent.evidence.views import Exchange, Session
 
 _CACHED_BLOCKS = 4  # neighbours share blocks; a block may be large, so few are kept
@@ -59,16 +61,19 @@ class Query:
         self.index = index
         self.archive = index.archive
         self._db = index.database
-        self._db.create_function("client_is", 3, lambda p, a, n: int(address_matches(p, a, n)), deterministic=True)
+        self._db.create_function(
+            "client_is", 3, lambda p, a, n: int(address_matches(p, a, n)), deterministic=True
+        )
         self._blocks: dict[Place, list[Located]] = {}
         self._streams: dict[int, str] = {}
 
     def sessions(self, wanted: Filter, limit: int | None = None) -> list[Session]:
         """The newest `limit` sessions that match, oldest first."""
-        where, values = _session_terms(wanted)
+        where, values = session_terms(wanted)
         rows = self._db.execute(
             f"SELECT s.* FROM sessions s {where} ORDER BY s.started DESC, s.id DESC LIMIT ?",
-            (*values, -1 if limit is None else limit)).fetchall()  # fmt: skip
+            (*values, -1 if limit is None else limit),
+        ).fetchall()
         return [self._session(row) for row in reversed(rows)]
 
     def session(self, name: str) -> Session:
@@ -77,8 +82,11 @@ class Query:
 
     def find(self, stream: str, session: str) -> Session | None:
         """The session of one stream by its whole id, or None."""
-        row = self._db.execute("SELECT s.* FROM sessions s JOIN streams t ON t.id = s.stream "
-                               "WHERE s.session = ? AND t.stream = ?", (session, stream)).fetchone()  # fmt: skip
+        row = self._db.execute(
+            "SELECT s.* FROM sessions s JOIN streams t ON t.id = s.stream "
+            "WHERE s.session = ? AND t.stream = ?",
+            (session, stream),
+        ).fetchone()
         return None if row is None else self._session(row)
 
     def _row(self, name: str) -> sqlite3.Row:
@@ -87,8 +95,15 @@ class Query:
         rows = self._db.execute(base + "s.session = ?", (session,)).fetchall()
         if not rows and len(session) >= 4:
             top = session[:-1] + chr(min(ord(session[-1]) + 1, 0x10FFFF))
-            rows = self._db.execute(base + "s.session >= ? AND s.session < ? LIMIT 20", (session, top)).fetchall()
-            rows = rows or self._db.execute(base + "substr(s.session, ?) = ? LIMIT 20", (-len(session), session)).fetchall()
+            rows = self._db.execute(
+                base + "s.session >= ? AND s.session < ? LIMIT 20", (session, top)
+            ).fetchall()
+            rows = (
+                rows
+                or self._db.execute(
+                    base + "substr(s.session, ?) = ? LIMIT 20", (-len(session), session)
+                ).fetchall()
+            )
         rows = [r for r in rows if not stream or r["stream_name"].startswith(stream)]
         if not rows:
             raise ArchiveError(f"no session {name}", "vecward sessions lists them")
@@ -103,63 +118,95 @@ class Query:
         tally = Tally(**{name: row[name] for name in _TALLY})
         end = None
         if row["ended"] is not None:
-            end = SessionEndFrame(at=row["ended"], up=0, session=row["session"],
-                                  summary={"bytes_in": row["wire_in"], "bytes_out": row["wire_out"]})  # fmt: skip
+            end = SessionEndFrame(
+                at=row["ended"],
+                up=0,
+                session=row["session"],
+                summary={"bytes_in": row["wire_in"], "bytes_out": row["wire_out"]},
+            )
         if row["card"] is None:
             return session_of(stream, None, None, tally, end, row["last"], row["session"], row["protocol"])
         card = msgspec.msgpack.decode(row["card"], type=dict[str, Any])
         card.setdefault("host", row["host"])
         card.setdefault("boot", row["boot"])
         frame = SessionFrame(at=row["started"] or 0, up=0, session=row["session"], card=card)
-        return session_of(stream, Located(row["first"], 0, frame), None, tally, end, row["last"], protocol=row["protocol"])
+        return session_of(
+            stream, Located(row["first"], 0, frame), None, tally, end, row["last"], protocol=row["protocol"]
+        )
 
     def _stream(self, number: int) -> str:
         if number not in self._streams:
-            self._streams[number] = self._db.execute("SELECT stream FROM streams WHERE id = ?", (number,)).fetchone()[0]
+            self._streams[number] = self._db.execute(
+                "SELECT stream FROM streams WHERE id = ?", (number,)
+            ).fetchone()[0]
         return self._streams[number]
 
-    def count(self, session: Session, wanted: Filter = Filter()) -> int:
+    def count(self, session: Session, wanted: Filter = ANYTHING) -> int:
         """How many of its exchanges match."""
-        where, values = _exchange_terms(wanted)
-        return int(self._db.execute(f"SELECT count(*) FROM exchanges e WHERE e.sid = ? {where}", (self._sid(session), *values)).fetchone()[0])
+        where, values = exchange_terms(wanted)
+        return int(
+            self._db.execute(
+                f"SELECT count(*) FROM exchanges e WHERE e.sid = ? {where}", (self._sid(session), *values)
+            ).fetchone()[0]
+        )
 
-    def exchanges(self, session: Session, wanted: Filter = Filter(), *, after: int = 0, limit: int | None = None) -> Iterator[Exchange]:
+    def exchanges(
+        self, session: Session, wanted: Filter = ANYTHING, *, after: int = 0, limit: int | None = None
+    ) -> Iterator[Exchange]:
         """A session's exchanges that match, by number, those above `after`."""
-        where, values = _exchange_terms(wanted)
-        rows = self._db.execute(f"SELECT e.* FROM exchanges e WHERE e.sid = ? AND e.n > ? {where} ORDER BY e.n LIMIT ?",
-                                (self._sid(session), after, *values, -1 if limit is None else limit)).fetchall()  # fmt: skip
+        where, values = exchange_terms(wanted)
+        rows = self._db.execute(
+            f"SELECT e.* FROM exchanges e WHERE e.sid = ? AND e.n > ? {where} ORDER BY e.n LIMIT ?",
+            (self._sid(session), after, *values, -1 if limit is None else limit),
+        ).fetchall()
         for row in rows:
             found = self._exchange(session, row)
             if found is not None:
                 yield found
 
-    def marks(self, session: Session, wanted: Filter = Filter()) -> Iterator[tuple[int, int | None, str]]:
+    def marks(self, session: Session, wanted: Filter = ANYTHING) -> Iterator[tuple[int, int | None, str]]:
         """Number, time and verdict of each exchange that matches, from the index alone."""
-        where, values = _exchange_terms(wanted)
-        rows = self._db.execute(f"SELECT e.n, e.at, h.verdict FROM exchanges e JOIN shapes h ON h.id = e.shape WHERE e.sid = ? {where} "
-                                "ORDER BY e.n", (self._sid(session), *values))  # fmt: skip
+        where, values = exchange_terms(wanted)
+        rows = self._db.execute(
+            f"SELECT e.n, e.at, h.verdict FROM exchanges e JOIN shapes h ON h.id = e.shape WHERE e.sid = ? {where} "
+            "ORDER BY e.n",
+            (self._sid(session), *values),
+        )
         yield from ((r[0], r[1], r[2]) for r in rows)
 
     def exchange(self, session: Session, n: int) -> Exchange:
         """One exchange. Raises ArchiveError, also where its blocks cannot be read."""
-        row = self._db.execute("SELECT * FROM exchanges WHERE sid = ? AND n = ?", (self._sid(session), n)).fetchone()
+        row = self._db.execute(
+            "SELECT * FROM exchanges WHERE sid = ? AND n = ?", (self._sid(session), n)
+        ).fetchone()
         if row is None:
             total = session.requests
-            raise ArchiveError(f"session {session.session} has no exchange {n}", f"it has {total}: vecward show {session.session}")
+            raise ArchiveError(
+                f"session {session.session} has no exchange {n}",
+                f"it has {total}: vecward show {session.session}",
+            )
         found = self._exchange(session, row)
         if found is None:
-            raise ArchiveError(next(str(p) for p in reversed(self.archive.problems.values())), "vecward verify says what else is amiss")
+            raise ArchiveError(
+                next(str(p) for p in reversed(self.archive.problems.values())),
+                "vecward verify says what else is amiss",
+            )
         return found
 
     def recent(self, wanted: Filter, limit: int) -> list[tuple[Session, Exchange]]:
         """The newest exchanges that match, oldest first, each with its session."""
-        where, values = _session_terms(wanted, times=False, exchanges=False)
-        more, others = _exchange_terms(wanted)
-        rows = self._db.execute(f"SELECT e.* FROM exchanges e JOIN sessions s ON s.id = e.sid {where or 'WHERE 1'} {more} "
-                                "ORDER BY e.at DESC LIMIT ?", (*values, *others, limit)).fetchall()  # fmt: skip
+        where, values = session_terms(wanted, times=False, exchanges=False)
+        more, others = exchange_terms(wanted)
+        rows = self._db.execute(
+            f"SELECT e.* FROM exchanges e JOIN sessions s ON s.id = e.sid {where or 'WHERE 1'} {more} "
+            "ORDER BY e.at DESC LIMIT ?",
+            (*values, *others, limit),
+        ).fetchall()
         made = []
         for row in reversed(rows):
-            session = self._session(self._db.execute("SELECT * FROM sessions WHERE id = ?", (row["sid"],)).fetchone())
+            session = self._session(
+                self._db.execute("SELECT * FROM sessions WHERE id = ?", (row["sid"],)).fetchone()
+            )
             found = self._exchange(session, row)
             if found is not None:
                 made.append((session, found))
@@ -167,16 +214,21 @@ class Query:
 
     def gaps(self, session: Session) -> list[Gap]:
         """What signed GAP frames say is missing of a session."""
-        rows = self._db.execute("SELECT g.* FROM gaps g JOIN streams t ON t.id = g.stream WHERE g.session = ? AND t.stream = ? "
-                                "ORDER BY g.at", (session.session, _span(session).stream)).fetchall()  # fmt: skip
+        rows = self._db.execute(
+            "SELECT g.* FROM gaps g JOIN streams t ON t.id = g.stream WHERE g.session = ? AND t.stream = ? "
+            "ORDER BY g.at",
+            (session.session, _span(session).stream),
+        ).fetchall()
         return [Gap(r["first"], r["last"], r["frames"], r["reason"], r["at"]) for r in rows]
 
-    def seen(self, identifier: str, wanted: Filter = Filter()) -> list[Sighting]:
+    def seen(self, identifier: str, wanted: Filter = ANYTHING) -> list[Sighting]:
         """Every session whose recorded answers held this point or row id, oldest first."""
-        where, values = _session_terms(wanted, times=False, exchanges=False)
-        rows = self._db.execute(f"SELECT s.*, x.first AS x_first, x.last AS x_last, x.count AS x_count FROM seen x "
-                                f"JOIN sessions s ON s.id = x.sid {where} {'AND' if where else 'WHERE'} x.key = ? ORDER BY s.started",
-                                (*values, id_hash(self.index.key, identifier))).fetchall()  # fmt: skip
+        where, values = session_terms(wanted, times=False, exchanges=False)
+        rows = self._db.execute(
+            f"SELECT s.*, x.first AS x_first, x.last AS x_last, x.count AS x_count FROM seen x "
+            f"JOIN sessions s ON s.id = x.sid {where} {'AND' if where else 'WHERE'} x.key = ? ORDER BY s.started",
+            (*values, id_hash(self.index.key, identifier)),
+        ).fetchall()
         made = (self._sighting(row, identifier, wanted) for row in rows)
         return [sighting for sighting in made if sighting is not None]
 
@@ -189,9 +241,11 @@ class Query:
             return None
         names = tuple(sorted({c for e in holders for c in e.collections}))
         first, last = holders[0], holders[-1]
-        return Sighting(session, row["x_count"] if plain else len(holders), first.n, last.n, first.at, last.at, names)
+        return Sighting(
+            session, row["x_count"] if plain else len(holders), first.n, last.n, first.at, last.at, names
+        )
 
-    def holders(self, sighting: Sighting, identifier: str, wanted: Filter = Filter()) -> Iterator[Exchange]:
+    def holders(self, sighting: Sighting, identifier: str, wanted: Filter = ANYTHING) -> Iterator[Exchange]:
         """Every exchange behind a sighting."""
         for exchange in self.exchanges(sighting.session, wanted, after=sighting.first - 1):
             if identifier in exchange.response.ids:
@@ -208,8 +262,10 @@ class Query:
 
     def _sid(self, session: Session) -> int:
         span = _span(session)
-        row = self._db.execute("SELECT s.id FROM sessions s JOIN streams t ON t.id = s.stream WHERE s.session = ? AND t.stream = ?",
-                               (session.session, span.stream)).fetchone()  # fmt: skip
+        row = self._db.execute(
+            "SELECT s.id FROM sessions s JOIN streams t ON t.id = s.stream WHERE s.session = ? AND t.stream = ?",
+            (session.session, span.stream),
+        ).fetchone()
         if row is None:
             raise ArchiveError(f"no session {session.session}", "vecward sessions lists them")
         return int(row[0])
@@ -218,16 +274,26 @@ class Query:
         """Read its blocks and put it together; None, and a problem, where one cannot be read."""
         stream, n = _span(session).stream, row["n"]
         spots = {(row["segment"], row["offset"]), (row["end_segment"], row["end_offset"])}
-        spots.update((r[0], r[1]) for r in self._db.execute("SELECT segment, offset FROM chunks WHERE sid = ? AND n = ?", (row["sid"], n)))
+        spots.update(
+            (r[0], r[1])
+            for r in self._db.execute(
+                "SELECT segment, offset FROM chunks WHERE sid = ? AND n = ?", (row["sid"], n)
+            )
+        )
         assembler = Assembler(stream)
         for place in sorted(Place(stream, *spot) for spot in spots if spot[0] is not None):
             try:
                 frames = self._block(place)
             except ArchiveError as error:
-                self.archive.problems[place] = Problem(place, f"exchange {n} of {session.session}: {error.message}", False)
+                self.archive.problems[place] = Problem(
+                    place, f"exchange {n} of {session.session}: {error.message}", False
+                )
                 return None
             for item in frames:
-                if getattr(item.frame, "session", None) == session.session and getattr(item.frame, "n", None) == n:
+                if (
+                    getattr(item.frame, "session", None) == session.session
+                    and getattr(item.frame, "n", None) == n
+                ):
                     for made in assembler.take(item):
                         return made
         return next(assembler.rest(), None)
@@ -246,95 +312,3 @@ def _span(session: Session) -> Any:
     if session.evidence is None:
         raise ArchiveError(f"session {session.session} stands in no stream")
     return session.evidence
-
-
-def _text(columns: tuple[str, ...], pattern: str) -> tuple[str, list[object]]:
-    """A condition that one of the columns is the text, or matches the glob."""
-    if is_glob(pattern):
-        glob = pattern.replace("[!", "[^")
-        return "(" + " OR ".join(f"s.{c} GLOB ?" for c in columns) + ")", [glob] * len(columns)
-    return "(" + " OR ".join(f"s.{c} = ?" for c in columns) + ")", [pattern] * len(columns)
-
-
-def _named(name: str, number: str, pattern: str | None) -> tuple[str, ...]:
-    """A user is asked for by name, or by number where the pattern could be one."""
-    return (name,) if pattern is None or any(c.isalpha() for c in pattern) else (name, number)
-
-
-def _session_terms(wanted: Filter, *, times: bool = True, exchanges: bool = True) -> tuple[str, list[object]]:
-    """WHERE ... on `sessions s`, or "" for no condition."""
-    terms: list[str] = []
-    values: list[object] = []
-    texts = ((wanted.exe, ("exe",)), (wanted.user, _named("user", "uid", wanted.user)),
-             (wanted.login_user, _named("login_user", "login_uid", wanted.login_user)),
-             (wanted.unit, ("unit", "user_unit")), (wanted.container, ("container",)), (wanted.guard, ("guard",)))  # fmt: skip
-    for pattern, columns in texts:
-        if pattern is not None:
-            term, more = _text(columns, pattern)
-            terms.append(term)
-            values += more
-    if wanted.pid is not None:
-        terms.append("s.pid = ?")
-        values.append(wanted.pid)
-    if wanted.client is not None:
-        terms.append("client_is(?, s.client_addr, s.client_port)")
-        values.append(wanted.client)
-    if times and wanted.since is not None:
-        terms.append("coalesce(s.ended, 9223372036854775807) >= ?")
-        values.append(wanted.since)
-    if times and wanted.until is not None:
-        terms.append("coalesce(s.started, 0) <= ?")
-        values.append(wanted.until)
-    if exchanges and wanted.on_exchanges:
-        term, more = _having_exchange(wanted)
-        terms.append(term)
-        values += more
-    return ("WHERE " + " AND ".join(terms) if terms else ""), values
-
-
-def _shape_terms(wanted: Filter) -> tuple[str, list[object]]:
-    """A SELECT of the shapes that match."""
-    terms: list[str] = []
-    values: list[object] = []
-    if wanted.action is not None:
-        terms.append("id IN (SELECT shape FROM shape_actions WHERE action = ?)")
-        values.append(wanted.action)
-    if wanted.collection is not None:
-        like = "GLOB" if is_glob(wanted.collection) else "="
-        terms.append(f"id IN (SELECT shape FROM shape_collections WHERE collection {like} ?)")
-        values.append(wanted.collection.replace("[!", "[^") if like == "GLOB" else wanted.collection)
-    if wanted.verdict in ("would", "masked"):
-        terms.append(wanted.verdict)
-    elif wanted.verdict is not None:
-        terms.append("verdict = ?")
-        values.append(wanted.verdict)
-    return "SELECT id FROM shapes" + (" WHERE " + " AND ".join(terms) if terms else ""), values
-
-
-def _having_exchange(wanted: Filter) -> tuple[str, list[object]]:
-    """A condition that one exchange of the session matches, in the time wanted."""
-    shapes, values = _shape_terms(wanted)
-    term = f"u.count > 0 AND u.shape IN ({shapes})"
-    if wanted.since is not None or wanted.until is not None:
-        since, until = wanted.since or 0, wanted.until if wanted.until is not None else 2**63 - 1
-        term += (" AND u.last >= ? AND u.first <= ? AND (u.first >= ? OR u.last <= ? OR EXISTS (SELECT 1 FROM exchanges e "
-                 "WHERE e.sid = u.sid AND e.shape = u.shape AND e.at BETWEEN ? AND ?))")  # fmt: skip
-        values += [since, until, since, until, since, until]
-    return f"s.id IN (SELECT u.sid FROM session_shapes u WHERE {term})", values
-
-
-def _exchange_terms(wanted: Filter) -> tuple[str, list[object]]:
-    """AND ... on `exchanges e`, or "" for no condition."""
-    terms: list[str] = []
-    values: list[object] = []
-    if wanted.on_exchanges:
-        shapes, more = _shape_terms(wanted)
-        terms.append(f"AND e.shape IN ({shapes})")
-        values += more
-    if wanted.since is not None:
-        terms.append("AND e.at >= ?")
-        values.append(wanted.since)
-    if wanted.until is not None:
-        terms.append("AND e.at <= ?")
-        values.append(wanted.until)
-    return " ".join(terms), values

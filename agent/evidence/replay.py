@@ -44,7 +44,13 @@ def steps(session: Session, exchanges: Iterable[Exchange], gaps: Iterable[Gap] =
         made.append(Step("asked", exchange.at, exchange))
         ended = exchange.trace.get("ended")
         if isinstance(ended, int):
-            made.append(Step("answered" if exchange.response.status is not None or exchange.result_seq else "lost", ended, exchange))
+            made.append(
+                Step(
+                    "answered" if exchange.response.status is not None or exchange.result_seq else "lost",
+                    ended,
+                    exchange,
+                )
+            )
         else:
             made.append(Step("lost", exchange.at, exchange))
     made += [Step("gap", gap.at, gap=gap) for gap in gaps]
@@ -94,7 +100,9 @@ def _columns(document: dict[str, Any]) -> list[Hit]:
         for k, identifier in enumerate(group):
             score = _at(document.get("distances"), i, k, nested)
             rest = [_at(document.get(name), i, k, nested) for name in ("documents", "metadatas", "uris")]
-            made.append(Hit(_plain(identifier), _number(score), "  ".join(_plain(r) for r in rest if r is not None)))
+            made.append(
+                Hit(_plain(identifier), _number(score), "  ".join(_plain(r) for r in rest if r is not None))
+            )
     return made
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 VERSION = 1
@@ -44,6 +46,7 @@ CREATE TABLE chunks (sid INTEGER, n INTEGER, segment INTEGER, offset INTEGER,
     PRIMARY KEY (sid, n, segment, offset)) WITHOUT ROWID;
 CREATE TABLE seen (key INTEGER, sid INTEGER, first INTEGER NOT NULL, last INTEGER NOT NULL, count INTEGER NOT NULL,
     PRIMARY KEY (key, sid)) WITHOUT ROWID;
+CREATE TABLE seen_new (key INTEGER, sid INTEGER, n INTEGER);
 CREATE TABLE gaps (stream INTEGER, at INTEGER, session TEXT, first INTEGER, last INTEGER, frames INTEGER, reason TEXT);
 CREATE INDEX gaps_session ON gaps (session);
 """
@@ -99,18 +102,28 @@ def connect(path: Path) -> sqlite3.Connection:
     return made
 
 
-def make_tables(database: sqlite3.Connection) -> None:
-    """Drop what there is and make the tables anew, in one transaction."""
+@contextmanager
+def transaction(database: sqlite3.Connection) -> Iterator[None]:
+    """All of it or nothing; waits for another process that writes."""
     database.execute("BEGIN IMMEDIATE")
     try:
-        names = database.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'").fetchall()
+        yield
+        database.execute("COMMIT")
+    except BaseException:
+        if database.in_transaction:
+            database.execute("ROLLBACK")
+        raise
+
+
+def make_tables(database: sqlite3.Connection) -> None:
+    """Drop what there is and make the tables anew."""
+    with transaction(database):
+        names = database.execute(
+            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+        ).fetchall()
         for (name,) in names:
             database.execute(f'DROP TABLE "{name}"')
         for statement in TABLES.split(";"):
             if statement.strip():
                 database.execute(statement)
         database.execute(f"PRAGMA user_version={VERSION}")
-        database.execute("COMMIT")
-    except BaseException:
-        database.execute("ROLLBACK")
-        raise

@@ -105,7 +105,9 @@ class Session:
         made = {f.name: getattr(self, f.name) for f in fields(self)}
         made["started"], made["ended"] = stamp(self.started), stamp(self.ended)
         span = self.evidence
-        made["evidence"] = None if span is None else {"stream": span.stream, "first": span.first, "last": span.last}
+        made["evidence"] = (
+            None if span is None else {"stream": span.stream, "first": span.first, "last": span.last}
+        )
         return made
 
     @property
@@ -189,19 +191,30 @@ class Exchange:
     released_sha256: str | None
     intent_seq: int | None
     result_seq: int | None
-    trace: Mapping[str, Any] = field(default_factory=dict)  # where, nearest, hits ...: not among the promised fields
+    trace: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # where, nearest, hits ...: not among the promised fields
     stream: str | None = None
 
     def as_dict(self, trace: bool = False) -> dict[str, Any]:
         """The promised fields, in the promised order; `trace` adds how the verdict came about."""
-        made: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)[: _PROMISED]}
+        made: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)[:_PROMISED]}
         made["at"] = stamp(self.at)
         made["masks"] = [m.as_dict() for m in self.masks]
-        made["request"] = {"head": self.request.head, "body": body_text(self.request.body),
-                           "sha256": self.request.sha256, "bytes": self.request.bytes}  # fmt: skip
-        made["response"] = {"status": self.response.status, "head": self.response.head,
-                            "body": body_text(self.response.body), "ids": self.response.ids,
-                            "sha256": self.response.sha256, "bytes": self.response.bytes}  # fmt: skip
+        made["request"] = {
+            "head": self.request.head,
+            "body": body_text(self.request.body),
+            "sha256": self.request.sha256,
+            "bytes": self.request.bytes,
+        }
+        made["response"] = {
+            "status": self.response.status,
+            "head": self.response.head,
+            "body": body_text(self.response.body),
+            "ids": self.response.ids,
+            "sha256": self.response.sha256,
+            "bytes": self.response.bytes,
+        }
         made["released_sha256"] = self.released_sha256
         made["seq"] = {"intent": self.intent_seq, "result": self.result_seq}
         if trace:
