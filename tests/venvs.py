@@ -2,8 +2,9 @@
 """The interpreters of real databases and their clients, each in a venv of its own.
 
 Owns the way from a name to an interpreter: ``python("chroma")`` is that of the lock file
-tests/servers/requirements-chroma.txt. packaging/dev/venv makes the venv when it is not there yet (`make test`
-and `make demo` make all of them first). Venvs are readable by every user, so a client may run as any.
+requirements/chroma.txt (`make lock` writes it from tests/servers/requirements-chroma.txt).
+packaging/dev/venv makes the venv when it is not there yet; `make test` and `make demo` make all of
+them first. Venvs are readable by every user, so a client may run as any.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class NoVenv(Exception):
 @functools.cache
 def python(name: str) -> Path:
     """The interpreter of the venv `name`; raises NoVenv."""
-    lock = ROOT / "tests" / "servers" / f"requirements-{name}.txt"
+    lock = ROOT / "requirements" / f"{name}.txt"
     if not lock.exists():
         raise NoVenv(f"there is no {lock.relative_to(ROOT)}")
     command = [str(ROOT / "packaging" / "dev" / "venv"), name, str(lock)]

@@ -208,8 +208,10 @@ def test_every_source_file_names_its_licence(path: Path) -> None:
 
 
 def test_lock_files_name_hashes_and_no_registry() -> None:
-    locks = [*(ROOT / "requirements").glob("*.txt"), *(ROOT / "tests" / "servers").glob("requirements-*.txt")]
-    assert locks
+    locks = sorted((ROOT / "requirements").glob("*.txt"))
+    asked = (ROOT / "tests" / "servers").glob("requirements-*.txt")
+    names = {"run", "dev"} | {path.stem.removeprefix("requirements-") for path in asked}
+    assert {lock.stem for lock in locks} == names, "make lock writes one for each, and nothing else"
     for lock in locks:
         text = lock.read_text()
         plain = re.sub(r"^\s+--hash=sha256:[0-9a-f]{64}(?: \\)?$", "", text, flags=re.MULTILINE)
