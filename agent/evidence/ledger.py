@@ -75,7 +75,7 @@ class Ledger:
         self._keys = KeyFolder(root)
         self._host_key, first = self._keys.host()
         end = read_ledger_end(root, wall(), up())
-        self._key_reason: Literal["first", "resume", "rotate", "break"] = "resume"
+        self._key_reason: Literal["first", "resume", "break"] = "resume"
         self.key_break = False
         self._key, self._epoch = self._continue(end, first)
 
@@ -143,7 +143,7 @@ class Ledger:
                 public=self._key.public,
                 host_public=self._host_key.public,
                 signature=signature,
-                reason=self._key_reason,
+                reason="rotate" if self._writer.segments else self._key_reason,
             )
         ]
 
@@ -179,6 +179,10 @@ class Ledger:
         """Its worker is gone: the next checkpoint names it for the last time."""
         if stream in self._streams:
             self._streams[stream].leaving = True
+
+    def signed(self) -> dict[str, int]:
+        """Last signed seq of every live stream."""
+        return {stream: known.signed for stream, known in self._streams.items()}
 
     def _signed_before(self, stream: str) -> StreamHead | None:
         heads = () if self.last is None else self.last.streams
@@ -249,7 +253,7 @@ class Ledger:
         if not self._write_signed(body):
             raise LedgerError(f"{self._folder}: checkpoint {self._epoch} was not written")
         self._epoch += 1
-        self._key, self._key_reason = following, "rotate"
+        self._key = following
         self.last, self._last_up, self._new_frames = body, body.boottime, 0
         if not self._sync():  # the old key stays until a later checkpoint is durable
             raise LedgerError(f"{self._folder}: checkpoint {body.epoch} may not be durable")

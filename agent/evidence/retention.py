@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -174,10 +174,12 @@ def plan_removals(
     keep_ns: int,
     max_size: int,
     signed: Mapping[str, int],
-    live: Collection[str],
     now: float,
 ) -> tuple[list[Removal], tuple[str, ...]]:
-    """Which segments go, oldest first, and which hold labels kept others. Reads, changes nothing."""
+    """Which segments go, oldest first, and which hold labels kept others. Reads, changes nothing.
+
+    `signed`: last signed seq of every live stream.
+    """
     queues: dict[str, list[_Candidate]] = {}
     total = 0
     for stream, folder in _folders(root).items():
@@ -190,7 +192,7 @@ def plan_removals(
                 queue.append(_Candidate(stream, number, path, info.st_size, begun, info.st_mtime))
                 begun = info.st_mtime
         # The last segment of a live stream, and of the ledger, is still written.
-        queues[stream] = queue[:-1] if stream in live or stream == LEDGER else queue
+        queues[stream] = queue[:-1] if stream in signed or stream == LEDGER else queue
     holds = read_holds(root)
     removals: list[Removal] = []
     labels: set[str] = set()
@@ -205,7 +207,8 @@ def plan_removals(
             continue
         holding = [hold.label for hold in holds if hold.covers(oldest.stream, oldest.begun, oldest.ended)]
         end = scan_segment(oldest.path, oldest.number)
-        provable = oldest.stream == LEDGER or (not end.is_empty and end.seq <= signed.get(oldest.stream, 0))
+        # A live stream's frames are signed first; a dead one's unsigned tail is vouched for by its TOMBSTONE.
+        provable = oldest.stream not in signed or end.seq <= signed[oldest.stream]
         if holding or not provable:
             labels.update(holding)
             queues[oldest.stream] = []  # what follows it in its stream must stay too
@@ -220,27 +223,26 @@ def retain(
     root: Path,
     ledger: Ledger,
     *,
-    signed: Mapping[str, int],
-    live: Collection[str],
     counters: Mapping[str, int],
     keep_ns: int = KEEP_NS,
     max_size: int | None = None,
     now: float | None = None,
 ) -> Outcome:
-    """One run: plan, write and sign the TOMBSTONEs, then unlink. `signed`: last signed seq of every stream,
-    dead ones too. Raises LedgerError, with nothing removed."""
+    """One run: plan, write and sign the TOMBSTONEs, then unlink. Every live stream must have been started or
+    adopted in `ledger` before. Raises LedgerError, with nothing removed."""
     limit = default_max_size(root) if max_size is None else max_size
     moment = time.time() if now is None else now
     removals, held = plan_removals(
-        root, keep_ns=keep_ns, max_size=limit, signed=signed, live=live, now=moment
+        root, keep_ns=keep_ns, max_size=limit, signed=ledger.signed(), now=moment
     )
     if not removals:
         return Outcome(held=held)
-    frames = [_tombstone(removal, ledger) for removal in removals]
+    frames = [_tombstone(removal, ledger) for removal in removals if not removal.end.is_empty]
     if any(removal.stream == LEDGER for removal in removals):
         frames = [*_carried(root, ledger), *frames]
-    ledger.append(*frames)
-    ledger.checkpoint(counters)
+    if frames:
+        ledger.append(*frames)
+        ledger.checkpoint(counters)
     removed = size = 0
     blocked: list[Path] = []
     stopped: set[str] = set()

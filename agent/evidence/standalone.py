@@ -355,6 +355,11 @@ class StreamProof:
                       name, 0, block.first, block.last)  # fmt: skip
             self.adopt = True
             return False
+        if frame.get("first") != block.first:
+            known = frame["first"] if isinstance(frame.get("first"), int) else self.seq + 1
+            self.find("tampered", "SEGMENT and its header give different places", name, 0, known, known)
+            self.skip_to(known + block.count - 1, block.chain)
+            return False
         if is_first and block.first > 1:
             if self.removed.get(block.first - 1) != previous:
                 self.find(
@@ -436,7 +441,8 @@ class Run:
         self.key: bytes | None = None
         self.epoch = 0
         self.last: dict | None = None
-        self.closed = False
+        self.closed = False  # CLOSE was written by the agent that runs
+        self.forgiven = False  # and by the one before it: no checkpoint was due in between
         self.anchors: dict = {}
         folders = [root / "ledger", *(p for p in sorted((root / "streams").glob("*")) if p.is_dir())]
         self.total = sum(path.stat().st_size for folder in folders for _n, path in segments_of(folder))
@@ -506,8 +512,6 @@ class Run:
                 self.stream(frame["stream"]).torn[frame["number"]] = frame["torn_at"]
             elif kind == "close":
                 self.closed = True
-            elif kind == "segment" and frame["reason"] != "rotate" and seq > 1 and not self.closed:
-                self.ledger.find("unproven", "the agent stopped without CLOSE", name, block.offset, seq, seq)
         except (KeyError, TypeError, ValueError) as exc:
             self.ledger.find(
                 "tampered", "%s frame is malformed: %r" % (kind, exc), name, block.offset, seq, seq
@@ -530,6 +534,10 @@ class Run:
             self.ledger.find(
                 "key-break", "another key than was announced for epoch %d" % epoch, name, offset, seq, seq
             )
+        if reason in ("resume", "break"):  # the agent started anew
+            if self.key is not None and not self.closed:
+                self.ledger.find("unproven", "the agent stopped without CLOSE", name, offset, seq, seq)
+            self.forgiven, self.closed = self.closed, False
         self.key, self.epoch = public, epoch
 
     def take_checkpoint(self, frame: dict, block: Block, before: bytes, name: str, seq: int) -> None:
@@ -580,7 +588,7 @@ class Run:
             stream.signed_heads.append(head)
 
     def check_time(self, body: dict, name: str, offset: int, seq: int) -> None:
-        last, closed, self.closed = self.last, self.closed, False
+        last, closed, self.forgiven = self.last, self.forgiven, False
         if last is None:
             return
         if body["boot"] == last["boot"]:

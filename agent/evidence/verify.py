@@ -55,7 +55,7 @@ class Audit:
     unknown_count: int = 0
     missing: list[tuple[str, int, int]] = field(
         default_factory=list
-    )  # session, first and last n without a word
+    )  # session, first n, last n
     undecodable: list[tuple[str, int, str]] = field(default_factory=list)  # file, offset, why
 
 
