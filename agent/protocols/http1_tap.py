@@ -103,7 +103,8 @@ class Http1Tap:
             arriving = self._arriving
             if arriving is not None and arriving.reader is not None and arriving.reader.end():
                 try:
-                    self._complete(out, self._waiting.popleft(), arriving)
+                    self._complete(out, self._waiting[0], arriving)
+                    self._waiting.popleft()
                 except Exception as error:
                     self._turn_opaque(out, f"tap failed: {type(error).__name__}")
             self._abort_all(out, "the database closed before the end of its answer")
@@ -300,8 +301,8 @@ class Http1Tap:
                 pieces, data = arriving.reader.feed(data)
                 self._keep(out, exchange, arriving, pieces)
             if arriving.reader is None or arriving.reader.done:
-                self._waiting.popleft()
                 self._complete(out, exchange, arriving)
+                self._waiting.popleft()  # last: an exchange that could not be completed is still to abort
 
     def _begin_answer(self, exchange: Exchange, data: bytes) -> Arriving | None:
         head, length = self._answer_parser.parse(data)
