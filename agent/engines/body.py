@@ -34,6 +34,7 @@ LONG: Final = 96  # bytes from which an array of numbers is cut out unread
 DIGEST_MIN: Final = 8  # numbers from which an array counts as a vector in recorded forms
 
 _NUMERIC: Final = b"0123456789+-.eE, \t\r\n"
+_OTHER: Final = bytes(b not in _NUMERIC for b in range(256))  # a map to 1 for what a vector has not
 _ESCAPE: Final = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
 _STRING: Final = re.compile(rb'"((?:[^"\\]|\\.)*)"([ \t\r\n]*:)?', re.DOTALL)
 _NEEDLESS: Final = frozenset(range(0x20, 0x7F)) - {0x22, 0x5C}  # code points no encoder must escape
@@ -63,7 +64,11 @@ def cut_arrays(raw: bytes, least: int = LONG) -> tuple[list[bytes], list[bytes]]
             break
         if end - at >= least:
             start = raw.rfind(b"[", at, end)
-            if end - start >= least and not raw[start + 1 : end].translate(None, _NUMERIC):
+            if (
+                end - start >= least
+                and raw[start + 1] in _NUMERIC
+                and 1 not in raw[start + 1 : end].translate(_OTHER)
+            ):
                 pieces.append(raw[done:start])
                 cuts.append(raw[start : end + 1])
                 done = end + 1

@@ -137,7 +137,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(VALUES, st.booleans())
 def test_every_body_reads_as_the_full_parser_reads_it(value: object, ascii_only: bool) -> None:
     raw = json.dumps(value, ensure_ascii=ascii_only).encode()
@@ -147,7 +147,7 @@ def test_every_body_reads_as_the_full_parser_reads_it(value: object, ascii_only:
     json.loads(recorded)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     VALUES,
     st.integers(0, 400),
