@@ -222,6 +222,10 @@ def _cautions(rule: Rule, context: GuardContext) -> Iterator[Finding]:
     elif rule.until is not None and rule.until - context.now <= UNTIL_WARNING:
         days = int((rule.until - context.now) // 86400)
         yield ("until",), f"this rule enforces in {days} days", "look at what it would have refused"
+    for name in rule.fields or ():
+        if name.startswith("payload."):
+            bare = name.removeprefix("payload.")
+            yield ("fields",), f"`fields` names payload fields without their root: {bare}", f"write {bare}"
     if rule.allow and rule.what.collection is not None and rule.what.action == ("session",):
         yield (
             ("what", "collection"),

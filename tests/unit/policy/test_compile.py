@@ -16,7 +16,7 @@ from policy.model import Action, Attribution, Operation, Subject, Verdict
 from policy.rules import Condition, LimitSpec, MaskSpec, Rule, Unless, What
 from tests.unit.policy.tables import NOW, policy, verdict, what, who
 
-QUICK = settings(max_examples=20, deadline=None)
+QUICK = settings(max_examples=15, deadline=None)
 
 CONDITIONS = st.one_of(
     st.builds(
