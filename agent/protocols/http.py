@@ -46,10 +46,13 @@ class Lookup:
     """A request of our own that the engine needs answered before it can tell the operation.
 
     The session sends it on the same database connection, and hands the answer to `Engine.learn`.
+    In observe nothing of ours is sent: there the request is judged by `unresolved`, the best that can
+    be said of it with the name not looked up (without it: an unknown operation on ``*``).
     """
 
     request: Request
     key: str
+    unresolved: Operation | None = None
 
 
 class Refusal(Exception):

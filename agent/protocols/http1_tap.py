@@ -6,7 +6,7 @@ beside it (a request until its `Intent` is made, an answer not at all) and are f
 goes wrong in the tap, our own bugs included, turns the connection opaque with all its bytes.
 
 No request of ours is sent here: a look-up could meet a server that closes after it, and the client would
-notice. A name that no passing answer has told is judged as ``*``.
+notice. A name that no passing answer has told is judged by `Lookup.unresolved`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from agent.protocols.http1_head import HeadBuffer, request_heads, response_heads
 from agent.protocols.opaque import OpaqueSession, Tally
 from agent.protocols.session import Bounds, Judge, Output, ProtocolError, Result
 from agent.protocols.target import parse_target
-from policy.model import Operation, Verdict
+from policy.model import Verdict
 
 MAX_WAITING = 64  # pipelined requests without an answer; beyond it the connection is relayed unread
 
@@ -131,7 +131,7 @@ class Http1Tap:
         if len(self._ended) == 2:
             out.close = "both"
         else:
-            out.close = "client-eof" if side == "client" else "server-eof"
+            out.close = "server-eof" if side == "client" else "client-eof"  # towards the other side
 
     def _abort_all(self, out: Output, reason: str) -> None:
         for exchange in self._waiting:
@@ -267,8 +267,8 @@ class Http1Tap:
             self._cannot_tell(exchange, refusal.message)
             return
         if isinstance(operation, Lookup):
-            unresolved = getattr(operation, "unresolved", None)
-            if not isinstance(unresolved, Operation):
+            unresolved = operation.unresolved
+            if unresolved is None:
                 self._cannot_tell(exchange, f"the name of {operation.key} is not known yet")
                 return
             operation = unresolved

@@ -77,16 +77,18 @@ class OpaqueSession:
             self._announced = True
             out.records.append(Opaque(self.reason, self._protocol))
 
+    # A close passes on: what one side has ended is ended towards the other.
+
     def client_eof(self) -> Output:
         out = self._output()
         self._ended.add("client")
-        out.close = "both" if len(self._ended) == 2 else "client-eof"
+        out.close = "both" if len(self._ended) == 2 else "server-eof"
         return out
 
     def server_eof(self) -> Output:
         out = self._output()
         self._ended.add("server")
-        out.close = "both" if len(self._ended) == 2 else "server-eof"
+        out.close = "both" if len(self._ended) == 2 else "client-eof"
         return out
 
     def abandon(self, reason: str) -> Output:

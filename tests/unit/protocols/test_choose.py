@@ -75,7 +75,7 @@ def test_a_database_that_speaks_first_is_relayed_in_observe_only() -> None:
 def test_a_client_that_closes_without_a_word_is_no_error() -> None:
     assert opened("enforce").client_eof() == Output(close="both")
     out = opened("observe").client_eof()
-    assert out.close == "client-eof"
+    assert out.close == "server-eof"
 
 
 def test_a_connection_without_identity_gets_the_engines_error() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from hashlib import sha256
 
-from agent.protocols.http import Request, Response, Route
+from agent.protocols.http import Lookup, Request, Response, Route
 from agent.protocols.http1_tap import Http1Tap
 from agent.protocols.session import Abort, Bounds, Chunk, Intent, Opaque, Output, Result
 from policy.model import Action, Operation, Verdict
@@ -79,6 +79,22 @@ def test_no_request_of_ours_is_sent_for_a_name() -> None:
     out = tap.client_data(request)
     assert b"".join(out.to_server) == request
     assert intent(out).operation.collections == frozenset({"*"})
+
+
+class GuessingEngine(FakeEngine):
+    def operation(self, request: Request, route: Route) -> Operation | Lookup:
+        asked = super().operation(request, route)
+        if not isinstance(asked, Lookup):
+            return asked
+        known = Operation("fake", "g", route.method, frozenset({Action.SEARCH}), frozenset({"u"}))
+        return replace(asked, unresolved=known)
+
+
+def test_a_name_that_is_not_looked_up_is_judged_by_what_the_engine_can_say_of_it() -> None:
+    tap = opened(engine=GuessingEngine())
+    out = tap.client_data(SEARCH.replace(b"/c/kb/", b"/id/u/"))
+    assert intent(out).operation.collections == frozenset({"u"})
+    assert intent(out).verdict.would is None
 
 
 def test_pipelined_requests_pass_at_once_and_answers_find_theirs() -> None:
@@ -159,7 +175,7 @@ def test_our_own_bugs_cost_the_record_and_not_the_client() -> None:
 def test_a_close_passes_in_its_direction() -> None:
     tap = opened()
     tap.client_data(SEARCH)
-    assert tap.client_eof().close == "client-eof"
+    assert tap.client_eof().close == "server-eof"
     tap.server_data(ANSWER[:-1])
     out = tap.server_eof()
     assert out.close == "both"

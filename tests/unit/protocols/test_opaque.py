@@ -24,6 +24,6 @@ def test_every_byte_passes_and_is_counted() -> None:
 
 def test_a_close_passes_in_its_direction_and_the_second_ends_both() -> None:
     session = OpaqueSession("tunnel", "unknown")
-    assert session.server_eof().close == "server-eof"
+    assert session.server_eof().close == "client-eof"
     assert session.client_data(b"late").to_server == [b"late"]
     assert session.client_eof().close == "both"
