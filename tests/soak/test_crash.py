@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Killed in the middle: nothing was released without its frame, nobody went past, nothing looks tampered."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import FULL
+from tests.servers.stage import Stage
+
+ROUNDS = 20 if FULL else 2
+CLIENTS = 4
+EXCHANGES = 250 if FULL else 100  # of each client, in each round
+# Counts what it was really given: an answer is a whole 200 that carries the number asked for. Goes on after a
+# cut connection, as a service would, until it has its number of answers or the time is over.
+SCRIPT = """
+import http.client, os, sys, time
+first, count = int(sys.argv[1]), int(sys.argv[2])
+end, given, connection = time.monotonic() + 60, [], None
+for n in range(first, first + count):
+    while time.monotonic() < end:
+        try:
+            if connection is None:
+                connection = http.client.HTTPConnection("127.0.0.1", 8000, timeout=10)
+            connection.request("GET", "/api/v2/heartbeat", headers={"x-claim": str(n)})
+            answer = connection.getresponse()
+            body = answer.read()
+            if answer.status == 200 and b"heartbeat" in body:
+                given.append(n)
+                print(n, flush=True)
+            break
+        except (OSError, http.client.HTTPException):
+            connection = None
+            time.sleep(0.01)
+            break  # this number may have been answered or not: it is not asked again
+"""
+
+
+def _round(stage: Stage, file: Path, first: int, victims: str) -> list[int]:
+    """One round: clients, a kill in the middle, and the numbers that were answered."""
+    clients = [
+        stage.start_client(
+            file, str(first + i * EXCHANGES), str(EXCHANGES), user="nobody", python=Path("/usr/bin/python3")
+        )
+        for i in range(CLIENTS)
+    ]
+    _wait_for_exchanges(stage, clients)
+    before = stage.children()
+    for name in victims.split("+"):
+        for pid in before["proxy" if name == "worker" else "agent"]:
+            os.kill(pid, signal.SIGKILL)
+    given: list[int] = []
+    for client in clients:
+        out, err = client.communicate(timeout=120)
+        assert client.returncode == 0, err.decode()
+        given += [int(line) for line in out.split()]
+    return given
+
+
+def _wait_for_exchanges(stage: Stage, clients: list[subprocess.Popen[bytes]]) -> None:
+    """Until the clients are under way: a part of their answers has come."""
+    time.sleep(0.25)
+
+
+@pytest.mark.parametrize("victims", ["worker", "agent", "worker+agent"])
+def test_after_a_kill_everything_released_is_recorded_and_nobody_went_past(victims: str) -> None:
+    with Stage("chroma") as stage:
+        stage.start_database()
+        stage.vecward()
+        file = stage.folder / "count.py"
+        file.write_text(SCRIPT)
+        file.chmod(0o644)
+        answered: list[int] = []
+        for number in range(ROUNDS):
+            answered += _round(stage, file, number * CLIENTS * EXCHANGES, victims)
+            _wait_until_served(stage)
+        kernel = stage.status["kernel"]
+        assert kernel["established_bypass"] == kernel["established_unobserved"] == 0
+        assert kernel["lookup_unobserved"] == 0
+        assert stage.stop() == 0, stage.tail()
+        _check_recorded(stage, answered)
+        _check_proof(stage)
+    assert len(answered) > ROUNDS * CLIENTS * EXCHANGES // 4, "too few answers to say anything"
+
+
+def _wait_until_served(stage: Stage) -> None:
+    """Both workers are back, so that the next round starts from rest."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            if all(guard["workers"] == 2 for guard in stage.status["guards"]):
+                return
+        except AssertionError:
+            pass  # the agent is starting
+        assert time.monotonic() < deadline, stage.tail()
+        time.sleep(0.1)
+
+
+def _check_recorded(stage: Stage, answered: list[int]) -> None:
+    exported = stage.folder / "all.jsonl"
+    stage.cli("export", "--format", "jsonl", "--output", str(exported))
+    recorded = set()
+    for line in exported.read_text().splitlines():
+        exchange = json.loads(line)
+        if exchange["outcome"] == "answered":
+            recorded.add(int(exchange["request"]["head"]["x-claim"]))
+    missing = set(answered) - recorded
+    assert not missing, f"{len(missing)} answers were released without their frame, like {min(missing)}"
+
+
+def _check_proof(stage: Stage) -> None:
+    done = stage.cli("verify", str(stage.folder / "evidence"), "--json", check=False)
+    report = json.loads(done.stdout)
+    kinds = {finding["kind"] for finding in report["findings"]}
+    assert kinds <= {"torn", "recovered", "unproven", "gap"}, report["findings"][:5]
