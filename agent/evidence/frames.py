@@ -290,8 +290,7 @@ class KeyFrame(Frame, tag="key"):
 
 
 class CheckpointFrame(Frame, tag="checkpoint"):
-    """A block of its own. `body` is a msgpack `Checkpoint`; `signature` is by `key` over CHECKPOINT_CONTEXT
-    + body."""
+    """A block of its own. `body` is a msgpack `Checkpoint`, signed by `key` after CHECKPOINT_CONTEXT."""
 
     body: Blob
     key: Blob
@@ -320,10 +319,6 @@ class Checkpoint(msgspec.Struct, kw_only=True):
     counters: dict[str, int]
     policy: str
     next_key: Blob  # public key of epoch n + 1
-
-
-KEY_CONTEXT = b"vecward epoch key 1\0"
-CHECKPOINT_CONTEXT = b"vecward checkpoint 1\0"
 
 
 @dataclass(frozen=True, slots=True)

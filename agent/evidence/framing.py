@@ -8,7 +8,7 @@ session made `body` by the level of the verdict.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from agent.evidence.frames import (
     AbortFrame,
@@ -109,3 +109,18 @@ def restore_part(frame: Frame, body: bytes) -> None:
 
 def _head(head: Mapping[str, str]) -> dict[str, str]:
     return head if type(head) is dict else dict(head)
+
+
+def body_bytes(records: Sequence[Record]) -> int:
+    """Bytes of recorded bodies among these records."""
+    size = 0
+    for record in records:
+        if isinstance(record, Intent | Result):
+            body = record.body
+        elif isinstance(record, Chunk):
+            body = record.data
+        else:
+            continue
+        if body is not None:
+            size += len(body)
+    return size

@@ -24,13 +24,13 @@ from agent.evidence.frames import (
     SessionEndFrame,
     SessionFrame,
 )
-from agent.evidence.framing import cut_body, frame_of
+from agent.evidence.framing import body_bytes, cut_body, frame_of
 from agent.evidence.losses import Losses
 from agent.evidence.pack import Group, Put
 from agent.evidence.plain import plain_card, plain_frame
 from agent.evidence.segment import SEGMENT_AGE, SEGMENT_BYTES, SegmentFile
 from agent.evidence.stream import StreamWriter
-from agent.protocols.session import Chunk, Intent, Record, Result
+from agent.protocols.session import Record
 from policy.model import RecordMode
 
 Release = Callable[[bool], None]
@@ -143,7 +143,7 @@ class Recorder:
         best_effort = mode == "best-effort"
         now = self._up()
         why = self._why_refusing(now)
-        size = _body_bytes(records)
+        size = body_bytes(records)
         group = self._groups[-1]
         if group.is_full(len(records), size):
             group = Group()
@@ -386,17 +386,3 @@ class Recorder:
         if not self._scheduled:
             self._scheduled = True
             self._schedule(self.flush)
-
-
-def _body_bytes(records: Sequence[Record]) -> int:
-    size = 0
-    for record in records:
-        if isinstance(record, Intent | Result):
-            body = record.body
-        elif isinstance(record, Chunk):
-            body = record.data
-        else:
-            continue
-        if body is not None:
-            size += len(body)
-    return size

@@ -232,9 +232,7 @@ def retain(
     adopted in `ledger` before. Raises LedgerError, with nothing removed."""
     limit = default_max_size(root) if max_size is None else max_size
     moment = time.time() if now is None else now
-    removals, held = plan_removals(
-        root, keep_ns=keep_ns, max_size=limit, signed=ledger.signed(), now=moment
-    )
+    removals, held = plan_removals(root, keep_ns=keep_ns, max_size=limit, signed=ledger.signed(), now=moment)
     if not removals:
         return Outcome(held=held)
     frames = [_tombstone(removal, ledger) for removal in removals if not removal.end.is_empty]

@@ -52,7 +52,7 @@ class Finding:
 
 @dataclass
 class Proof:
-    findings: list = field(default_factory=list)  # of Finding
+    findings: list[Any] = field(default_factory=list)  # of Finding
     frames: int = 0
     bytes: int = 0
     checkpoints: int = 0
@@ -100,7 +100,7 @@ def unpack(data: bytes) -> Any:
     return value
 
 
-def _item(data: memoryview, at: int, depth: int) -> tuple:
+def _item(data: memoryview, at: int, depth: int) -> tuple[Any, int]:
     if at >= len(data) or depth > 32:
         raise ValueError("cut short or nested too deep")
     tag, at = data[at], at + 1
@@ -116,7 +116,7 @@ def _item(data: memoryview, at: int, depth: int) -> tuple:
         return {0xC0: None, 0xC2: False, 0xC3: True}[tag], at
     form = _FORMS.get(tag)
     if form is None:
-        raise ValueError("msgpack type 0x%02x is not used here" % tag)
+        raise ValueError(f"msgpack type 0x{tag:02x} is not used here")
     size = struct.calcsize(form)
     if at + size > len(data):
         raise ValueError("cut short")
@@ -141,11 +141,11 @@ def _piece(data: memoryview, at: int, size: int) -> memoryview:
     return data[at : at + size]
 
 
-def _text(data: memoryview, at: int, size: int) -> tuple:
+def _text(data: memoryview, at: int, size: int) -> tuple[Any, int]:
     return bytes(_piece(data, at, size)).decode(), at + size
 
 
-def _array(data: memoryview, at: int, count: int, depth: int) -> tuple:
+def _array(data: memoryview, at: int, count: int, depth: int) -> tuple[Any, int]:
     made = []
     for _ in range(count):
         value, at = _item(data, at, depth + 1)
@@ -153,7 +153,7 @@ def _array(data: memoryview, at: int, count: int, depth: int) -> tuple:
     return made, at
 
 
-def _map(data: memoryview, at: int, count: int, depth: int) -> tuple:
+def _map(data: memoryview, at: int, count: int, depth: int) -> tuple[Any, int]:
     made = {}
     for _ in range(count):
         key, at = _item(data, at, depth + 1)
@@ -193,7 +193,7 @@ def read_block(file: BinaryIO, offset: int, limit: int) -> Block | None:
         raise Damage("a control block is compressed or has parts", torn=False)
     payload = file.read(min(stored, limit - offset - HEADER.size))
     if len(payload) < stored:
-        raise Damage("a block is cut short (%d of %d bytes)" % (len(payload), stored), torn=True)
+        raise Damage(f"a block is cut short ({len(payload)} of {stored} bytes)", torn=True)
     state = hashlib.sha256(data[:32])
     state.update(payload)
     end = offset + HEADER.size + stored
@@ -222,7 +222,7 @@ def continues_after(file: BinaryIO, offset: int) -> bool:
     return False
 
 
-def control_frames(block: Block) -> list:
+def control_frames(block: Block) -> list[Any]:
     """The frames of a control block as maps; of a data block none. Raises ValueError."""
     if block.kind != CONTROL:
         return []
@@ -234,7 +234,7 @@ def control_frames(block: Block) -> list:
     return frames
 
 
-def segments_of(folder: Path) -> list:
+def segments_of(folder: Path) -> list[Any]:
     """(number, path) of a stream's segments, in order, empty reserves left out."""
     found = []
     for name in os.listdir(folder) if folder.is_dir() else []:
@@ -254,10 +254,10 @@ class StreamProof:
     def __init__(self, run: Run, stream: str, folder: Path) -> None:
         self.run, self.stream, self.folder = run, stream, folder
         self.seq, self.value = 0, genesis(stream)
-        self.signed_seqs: list = []
-        self.signed_heads: list = []
-        self.torn: dict = {}
-        self.removed: dict = {}  # TOMBSTONEs: last removed seq -> chain value after it
+        self.signed_seqs: list[Any] = []
+        self.signed_heads: list[Any] = []
+        self.torn: dict[Any, Any] = {}
+        self.removed: dict[Any, Any] = {}  # TOMBSTONEs: last removed seq -> chain value after it
         self.at_signed = 0
         self.adopt = False  # the chain was lost: take up what comes
         self.other: bytes | None = None  # second candidate after a block that does not fit
@@ -265,14 +265,14 @@ class StreamProof:
     def find(
         self, kind: str, message: str, file: str = "", offset: int = 0, first: int = 0, last: int = 0
     ) -> None:
-        where = "%s/%s" % (self.folder.relative_to(self.run.root), file) if file else str(self.folder.name)
+        where = f"{self.folder.relative_to(self.run.root)}/{file}" if file else str(self.folder.name)
         self.run.add(Finding(kind, message, where, offset, first, last))
 
     @property
     def last_signed(self) -> int:
         return self.signed_seqs[-1] if self.signed_seqs else 0
 
-    def collect_torn(self, segments: list) -> None:
+    def collect_torn(self, segments: list[Any]) -> None:
         """RECOVERED in the first block of a later segment says where an earlier one ends."""
         for number, path in segments:
             with path.open("rb") as file:
@@ -282,18 +282,21 @@ class StreamProof:
                 except (Damage, ValueError):
                     continue
             for frame in frames:
-                if frame.get("t") == "recovered" and frame.get("stream") == self.stream:
-                    if isinstance(frame.get("number"), int) and frame["number"] < number:
-                        self.torn[frame["number"]] = frame.get("torn_at")
+                torn = frame.get("number")
+                mine = frame.get("t") == "recovered" and frame.get("stream") == self.stream
+                if mine and isinstance(torn, int) and torn < number:
+                    self.torn[torn] = frame.get("torn_at")
 
-    def walk(self) -> Iterator[tuple]:
+    def walk(self) -> Iterator[tuple[Block, list[Any], bytes, str]]:
         """Yield (block, frames, chain value before it, segment name) for every block that stands."""
         segments = segments_of(self.folder)
         self.collect_torn(segments)
         for index, (number, path) in enumerate(segments):
             yield from self.walk_segment(number, path, index == 0, index == len(segments) - 1)
 
-    def walk_segment(self, number: int, path: Path, is_first: bool, is_last: bool) -> Iterator[tuple]:
+    def walk_segment(
+        self, number: int, path: Path, is_first: bool, is_last: bool
+    ) -> Iterator[tuple[Block, list[Any], bytes, str]]:
         size = path.stat().st_size
         limit = self.torn.get(number)
         end = size if not isinstance(limit, int) else min(size, limit)
@@ -321,28 +324,24 @@ class StreamProof:
                 self.run.advance(HEADER.size + len(block.payload))
         if isinstance(limit, int):
             if size < limit:
-                self.find(
-                    "truncated", "the file ends before its torn tail began (%d)" % limit, path.name, size
-                )
+                self.find("truncated", f"the file ends before its torn tail began ({limit})", path.name, size)
             else:
-                self.find("recovered", "%d torn bytes were left by a crash or a full disk, and noted"
-                          % (size - limit), path.name, limit, self.seq + 1, self.seq + 1)  # fmt: skip
+                self.find("recovered", f"{size - limit} torn bytes were left by a crash or a full disk, and noted",
+                          path.name, limit, self.seq + 1, self.seq + 1)  # fmt: skip
 
     def end_early(self, file: BinaryIO, name: str, offset: int, exc: Damage, is_last: bool) -> None:
         first, last = self.seq + 1, self.last_signed
         if exc.torn and is_last and not continues_after(file, offset):
             if last > self.seq:
-                self.find(
-                    "truncated", "%s; frames up to %d were signed" % (exc, last), name, offset, first, last
-                )
+                self.find("truncated", f"{exc}; frames up to {last} were signed", name, offset, first, last)
             else:
-                self.find("torn", "%s; nothing signed is missing" % exc, name, offset, first, first)
+                self.find("torn", f"{exc}; nothing signed is missing", name, offset, first, first)
             self.at_signed = len(self.signed_seqs)  # said already
             return
         self.find("tampered", str(exc), name, offset, first, max(first, last))
         self.adopt = True
 
-    def begins(self, frames: list, block: Block, number: int, name: str, is_first: bool) -> bool:
+    def begins(self, frames: list[Any], block: Block, number: int, name: str, is_first: bool) -> bool:
         """The first block of a segment must be where its stream stands."""
         frame = frames[0] if frames else {}
         previous = frame.get("prev")
@@ -351,7 +350,7 @@ class StreamProof:
             self.adopt = True
             return False
         if frame.get("stream") != self.stream or frame.get("number") != number:
-            self.find("tampered", "it is segment %s of stream %s" % (frame.get("number"), frame.get("stream")),
+            self.find("tampered", "it is a segment of another place",
                       name, 0, block.first, block.last)  # fmt: skip
             self.adopt = True
             return False
@@ -421,10 +420,10 @@ class StreamProof:
             self.run.proof.unsigned += self.seq - self.last_signed
             self.find("unproven", "not signed yet", "", 0, self.last_signed + 1, self.seq)
 
-    def note_gaps(self, frames: list, block: Block, name: str) -> None:
+    def note_gaps(self, frames: list[Any], block: Block, name: str) -> None:
         for index, frame in enumerate(frames):
             if frame.get("t") == "gap":
-                self.find("gap", "%s frames lost: %s" % (frame.get("frames"), frame.get("reason")), name,
+                self.find("gap", "{} frames lost: {}".format(frame.get("frames"), frame.get("reason")), name,
                           block.offset, block.first + index, block.first + index)  # fmt: skip
 
 
@@ -437,13 +436,13 @@ class Run:
         self.proof = Proof(trusted="the key given" if public else "the folder's own host.pub")
         self.public = public or read_public((root / "host.pub").read_bytes())
         self.ledger = StreamProof(self, "ledger", root / "ledger")
-        self.streams: dict = {}
+        self.streams: dict[Any, Any] = {}
         self.key: bytes | None = None
         self.epoch = 0
-        self.last: dict | None = None
+        self.last: dict[str, Any] | None = None
         self.closed = False  # CLOSE was written by the agent that runs
         self.forgiven = False  # and by the one before it: no checkpoint was due in between
-        self.anchors: dict = {}
+        self.anchors: dict[Any, Any] = {}
         folders = [root / "ledger", *(p for p in sorted((root / "streams").glob("*")) if p.is_dir())]
         self.total = sum(path.stat().st_size for folder in folders for _n, path in segments_of(folder))
 
@@ -459,7 +458,8 @@ class Run:
     def stream(self, name: str) -> StreamProof:
         if name not in self.streams:
             self.streams[name] = StreamProof(self, name, self.root / "streams" / name)
-        return self.streams[name]
+        found: StreamProof = self.streams[name]
+        return found
 
     def prove(self, anchor: str | None) -> Proof:
         self.find_ledger_tombstone()
@@ -499,7 +499,7 @@ class Run:
                             self.ledger.removed[frame.get("last")] = frame.get("head")
                     offset = block.end
 
-    def ledger_frame(self, frame: dict, block: Block, index: int, before: bytes, name: str) -> None:
+    def ledger_frame(self, frame: dict[str, Any], block: Block, index: int, before: bytes, name: str) -> None:
         kind, seq = frame.get("t"), block.first + index
         try:
             if kind == "key":
@@ -513,11 +513,9 @@ class Run:
             elif kind == "close":
                 self.closed = True
         except (KeyError, TypeError, ValueError) as exc:
-            self.ledger.find(
-                "tampered", "%s frame is malformed: %r" % (kind, exc), name, block.offset, seq, seq
-            )
+            self.ledger.find("tampered", f"{kind} frame is malformed: {exc!r}", name, block.offset, seq, seq)
 
-    def take_key(self, frame: dict, before: bytes, name: str, offset: int, seq: int) -> None:
+    def take_key(self, frame: dict[str, Any], before: bytes, name: str, offset: int, seq: int) -> None:
         public, epoch, reason = frame["public"], frame["epoch"], frame["reason"]
         message = KEY_CONTEXT + before + epoch.to_bytes(8, "big") + public
         if frame["host_public"] != self.public:
@@ -528,11 +526,11 @@ class Run:
             )
         elif reason == "break" or (reason == "first" and (self.key is not None or seq > 2)):
             self.ledger.find(
-                "key-break", "the chain of keys was interrupted at epoch %d" % epoch, name, offset, seq, seq
+                "key-break", f"the chain of keys was interrupted at epoch {epoch}", name, offset, seq, seq
             )
         elif self.key is not None and (public != self.key or epoch != self.epoch):
             self.ledger.find(
-                "key-break", "another key than was announced for epoch %d" % epoch, name, offset, seq, seq
+                "key-break", f"another key than was announced for epoch {epoch}", name, offset, seq, seq
             )
         if reason in ("resume", "break"):  # the agent started anew
             if self.key is not None and not self.closed:
@@ -540,18 +538,19 @@ class Run:
             self.forgiven, self.closed = self.closed, False
         self.key, self.epoch = public, epoch
 
-    def take_checkpoint(self, frame: dict, block: Block, before: bytes, name: str, seq: int) -> None:
+    def take_checkpoint(
+        self, frame: dict[str, Any], block: Block, before: bytes, name: str, seq: int
+    ) -> None:
         find, at = self.ledger.find, block.offset
         body = unpack(frame["body"])
+        epoch = body["epoch"]
         if not is_signed(frame["key"], frame["signature"], CHECKPOINT_CONTEXT + frame["body"]):
-            find(
-                "tampered", "the signature of checkpoint %d is not valid" % body["epoch"], name, at, seq, seq
-            )
+            find("tampered", f"the signature of checkpoint {epoch} is not valid", name, at, seq, seq)
             return
         if frame["key"] != self.key:
             find(
                 "key-break",
-                "checkpoint %d is signed by a key that nobody announced" % body["epoch"],
+                f"checkpoint {epoch} is signed by a key that nobody announced",
                 name,
                 at,
                 seq,
@@ -560,21 +559,21 @@ class Run:
         elif body["epoch"] != self.epoch:
             find(
                 "tampered",
-                "checkpoint %d stands where %d must" % (body["epoch"], self.epoch),
+                f"checkpoint {epoch} stands where {self.epoch} must",
                 name,
                 at,
                 seq,
                 seq,
             )
         if block.count != 1 or body["ledger_seq"] != block.first - 1 or body["ledger_head"] != before:
-            find("tampered", "checkpoint %d belongs to another place" % body["epoch"], name, at, seq, seq)
+            find("tampered", f"checkpoint {epoch} belongs to another place", name, at, seq, seq)
         self.check_time(body, name, at, seq)
         for stream, last, head in body["streams"]:
             self.take_head(self.stream(stream), last, head, name, at, seq)
         self.key, self.epoch, self.last = body["next_key"], body["epoch"] + 1, body
         self.ledger.signed_seqs, self.ledger.signed_heads = [seq], [block.chain]
         self.ledger.at_signed = 1
-        self.anchors[body["epoch"]] = hashlib.sha256(frame["body"]).hexdigest()
+        self.anchors[epoch] = hashlib.sha256(frame["body"]).hexdigest()
         self.proof.checkpoints += 1
 
     def take_head(
@@ -582,12 +581,12 @@ class Run:
     ) -> None:
         known = stream.last_signed
         if last < known or (last == known and known and head != stream.signed_heads[-1]):
-            self.ledger.find("tampered", "stream %s goes back" % stream.stream, name, offset, seq, seq)
+            self.ledger.find("tampered", f"stream {stream.stream} goes back", name, offset, seq, seq)
         elif last > known:
             stream.signed_seqs.append(last)
             stream.signed_heads.append(head)
 
-    def check_time(self, body: dict, name: str, offset: int, seq: int) -> None:
+    def check_time(self, body: dict[str, Any], name: str, offset: int, seq: int) -> None:
         last, closed, self.forgiven = self.last, self.forgiven, False
         if last is None:
             return
@@ -610,21 +609,18 @@ class Run:
             self.proof.unsigned += ledger.seq - ledger.last_signed
             ledger.find("unproven", "not signed yet", "", 0, ledger.last_signed + 1, ledger.seq)
         if self.last is not None:
-            self.proof.anchor = "%d:%s" % (self.last["epoch"], self.anchors[self.last["epoch"]])
+            self.proof.anchor = f"{self.last['epoch']}:{self.anchors[self.last['epoch']]}"
         if anchor:
             epoch, _, value = anchor.partition(":")
             if self.anchors.get(int(epoch)) != value.lower():
-                ledger.find(
-                    "truncated", "the checkpoint that the anchor names (epoch %s) is not there" % epoch
-                )
+                ledger.find("truncated", f"the checkpoint that the anchor names (epoch {epoch}) is not there")
         try:
             names = os.listdir(self.root / "keys")
         except OSError:
             return  # another user's, or a copy without it
         epochs = [int(match[1]) for match in (re.fullmatch(r"epoch-(\d+)\.key", n) for n in names) if match]
         if epochs and max(epochs) > self.epoch + 1:
-            ledger.find("truncated", "it ends before epoch %d, and the key of epoch %d is there"
-                        % (self.epoch, max(epochs)))  # fmt: skip
+            ledger.find("truncated", f"it ends before epoch {self.epoch}, and the key of epoch {max(epochs)} is there")  # fmt: skip
 
 
 def is_signed(public: bytes, signature: bytes, message: bytes) -> bool:
@@ -664,19 +660,17 @@ def main() -> int:
     try:
         proof = prove(args.dir, read_public(args.key.read_bytes()) if args.key else None, anchor=args.anchor)
     except (OSError, ValueError) as exc:
-        print("cannot verify %s: %s (is it an evidence folder?)" % (args.dir, exc), file=sys.stderr)
+        print(f"cannot verify {args.dir}: {exc} (is it an evidence folder?)", file=sys.stderr)
         return 1
     if args.json:
         print(json.dumps({**asdict(proof), "exit_code": proof.exit_code}, indent=1))
         return proof.exit_code
     for finding in proof.findings:
-        frames = " frames %d-%d" % (finding.first, finding.last) if finding.first else ""
-        print(
-            "%s: %s offset %d%s: %s" % (finding.kind, finding.file, finding.offset, frames, finding.message)
-        )
+        frames = f" frames {finding.first}-{finding.last}" if finding.first else ""
+        print(f"{finding.kind}: {finding.file} offset {finding.offset}{frames}: {finding.message}")
     word = "NOT WHOLE" if proof.exit_code else "whole"
-    print("%s: %d frames, %d streams, %d checkpoints, %d bytes; trusting %s; anchor %s" % (
-        word, proof.frames, proof.streams, proof.checkpoints, proof.bytes, proof.trusted, proof.anchor))  # fmt: skip
+    counts = f"{proof.frames} frames, {proof.streams} streams, {proof.checkpoints} checkpoints"
+    print(f"{word}: {counts}, {proof.bytes} bytes; trusting {proof.trusted}; anchor {proof.anchor}")
     return proof.exit_code
 
 

@@ -53,9 +53,7 @@ class Audit:
     exchanges: int = 0
     unknown: list[OpenExchange] = field(default_factory=list)
     unknown_count: int = 0
-    missing: list[tuple[str, int, int]] = field(
-        default_factory=list
-    )  # session, first n, last n
+    missing: list[tuple[str, int, int]] = field(default_factory=list)  # session, first n, last n
     undecodable: list[tuple[str, int, str]] = field(default_factory=list)  # file, offset, why
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 
@@ -15,7 +16,6 @@ from hypothesis import strategies as st
 from agent.evidence import frames as vocabulary
 from agent.evidence.blocks import (
     HEADER,
-    KNOWN,
     FormatError,
     covered_header,
     decode_frames,
@@ -25,6 +25,7 @@ from agent.evidence.blocks import (
     read_frames,
 )
 from agent.evidence.frames import (
+    KNOWN,
     AdminFrame,
     Frame,
     IntentFrame,
@@ -70,7 +71,9 @@ def test_an_operation_comes_back_equal() -> None:
         "qdrant", "q", "m", frozenset({Action.READ, Action.SCAN}), frozenset({"b", "a"}), 5, True, 1, True,
         frozenset({"x"}), frozenset({"y"}), True, True, True, 2, 3, 4, True,
     )  # fmt: skip
-    part = msgspec.msgpack.decode(msgspec.msgpack.encode(operation_part(operation)), type=vocabulary.OperationPart)
+    part = msgspec.msgpack.decode(
+        msgspec.msgpack.encode(operation_part(operation)), type=vocabulary.OperationPart
+    )
     assert operation_of(part) == operation
 
 
@@ -100,8 +103,20 @@ def test_a_compressed_head_may_not_be_larger_than_its_header_says() -> None:
 
 def test_a_body_outside_its_block_is_refused() -> None:
     head = msgspec.msgpack.encode(
-        [{"t": "chunk", "at": 1, "up": 1, "session": "s", "n": 1, "side": "request", "sha256": b"", "bytes": 1, "part": [0, 99]}]
-    )  # fmt: skip
+        [
+            {
+                "t": "chunk",
+                "at": 1,
+                "up": 1,
+                "session": "s",
+                "n": 1,
+                "side": "request",
+                "sha256": b"",
+                "bytes": 1,
+                "part": [0, 99],
+            }
+        ]
+    )
     (block,) = read_blocks(io.BytesIO(raw_block(head)))
     with pytest.raises(FormatError, match="outside"):
         decode_frames(block)
@@ -118,7 +133,8 @@ def test_the_beginning_of_a_block_is_torn_wherever_it_ends(size: int) -> None:
 
 @given(st.binary(max_size=300))
 def test_no_bytes_make_a_reader_raise_anything_but_its_own_error(data: bytes) -> None:
-    for stored in (data, raw_block(data), raw_block(data, codec=1, raw=50), HEADER.pack(b"VWB1", 1, 0, 0, *[len(data)] * 3, 1, 1, b"") + data):  # fmt: skip
+    header = HEADER.pack(b"VWB1", 1, 0, 0, *[len(data)] * 3, 1, 1, b"")
+    for stored in (data, raw_block(data), raw_block(data, codec=1, raw=50), header + data):
         try:
             for block in read_blocks(io.BytesIO(stored)):
                 decode_frames(block)
@@ -127,10 +143,15 @@ def test_no_bytes_make_a_reader_raise_anything_but_its_own_error(data: bytes) ->
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary(),
     lambda inner: st.lists(inner, max_size=20) | st.dictionaries(st.text(), inner, max_size=20),
     max_leaves=20,
-)  # fmt: skip
+)
 
 
 @given(VALUES)
@@ -140,10 +161,8 @@ def test_the_standalone_reader_reads_msgpack_as_the_library_does(value: object) 
 
 @given(st.binary(max_size=100))
 def test_the_standalone_reader_refuses_garbage_with_one_kind_of_error(data: bytes) -> None:
-    try:
+    with contextlib.suppress(ValueError, TypeError):
         unpack(data)
-    except (ValueError, TypeError):
-        pass
 
 
 def test_every_frame_type_has_its_own_tag() -> None:

@@ -195,7 +195,9 @@ def test_a_missing_ledger_is_truncated(copy: Path) -> None:
     assert "truncated" in failing(copy)
 
 
-def test_a_ledger_replaced_by_an_older_copy_of_itself_is_truncated_by_the_key_that_is_there(copy: Path) -> None:
+def test_a_ledger_replaced_by_an_older_copy_of_itself_is_truncated_by_the_key_that_is_there(
+    copy: Path,
+) -> None:
     path = ledger_segments(copy)[0]
     cut(path, blocks_of(path)[2].offset)
     assert "truncated" in failing(copy)
@@ -218,7 +220,7 @@ def test_a_segment_of_another_stream_in_its_place_is_tampering(copy: Path, tmp_p
 
 
 def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
-    """Change the first payload that `change` changes, and recompute every hash after it, as a forger would."""
+    """Change payloads and recompute every hash after them, as a forger would."""
     out, previous = b"", b""
     for block in blocks_of(path):
         header, payload = block.header, block.payload
@@ -349,7 +351,9 @@ def test_a_length_flipped_in_the_unsigned_tail_is_tampering_not_torn(host: Host)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "torn"])
-def test_the_shipped_file_alone_finds_the_same_as_the_command(copy: Path, damage: str, tmp_path: Path) -> None:
+def test_the_shipped_file_alone_finds_the_same_as_the_command(
+    copy: Path, damage: str, tmp_path: Path
+) -> None:
     path = stream_segments(copy)[-1]
     match damage:
         case "flip":

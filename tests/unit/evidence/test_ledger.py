@@ -235,7 +235,9 @@ def test_the_ledger_rotates_and_each_segment_certifies_its_key(tmp_path: Path) -
         host.release()
 
 
-def test_a_full_disk_is_told_and_the_next_checkpoint_heals(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_and_the_next_checkpoint_heals(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worker = host.worker()
     worker.exchange(1)
     worker.sign()
