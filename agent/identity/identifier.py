@@ -143,6 +143,8 @@ class Identifier:
         proof = partial(join, flow.client_addr, candidates, self._host, self._routes)
         joined = await self._in_thread(self._route_readers, NOBODY, proof, ROUTE_S)
         found, ambiguous = joined if joined is not None else (None, False)
+        if found is not None:
+            self._sources.lookup(found.netns_cookie, flow)  # it has answered: take it from its table
         return False, found, ambiguous
 
     async def _observe(self, record: KernelRecord, want_sha256: bool) -> Observation:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import glob
 import os
 import subprocess
 import tempfile
@@ -23,7 +24,7 @@ from agent.kernel.records import Address
 from agent.kernel.steering import Steering
 from policy.model import Subject
 from tests.kernel.arena import Arena
-from tests.kernel.cast import OBSERVE, PORT, Database, guard, plain
+from tests.kernel.cast import OBSERVE, PORT, Database, Worker, guard, plain
 
 PYTHON = os.path.realpath("/usr/bin/python3")
 NOBODY = 65534
@@ -117,6 +118,7 @@ class Caller:
 def scene(arena: Arena, steering: Steering) -> Iterator[Scene]:
     Database(arena)
     guard(arena, steering, OBSERVE)
+    Worker(arena, steering)
     with tempfile.TemporaryDirectory(prefix="vwtest-") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -225,6 +227,53 @@ def test_a_parent_that_executes_after_its_child_connected_does_not_count(scene: 
     subject = caller.subject()
     assert subject.parent_exe is None
     assert "parent_exe" in subject.unobtained
+
+
+# Puts another file where the kernel keeps the executable: copies its own program into anonymous memory in
+# place (here the dynamic loader that was told to run python: a small one), then prctl(PR_SET_MM,
+# PR_SET_MM_MAP) with the capability that it has in a user namespace of its own.
+EXCHANGE = """
+import ctypes, struct
+libc = ctypes.CDLL(None, use_errno=True)
+p, n = ctypes.c_void_p, ctypes.c_size_t
+libc.mmap.restype = libc.mremap.restype = libc.sbrk.restype = p
+libc.mmap.argtypes = [p, n, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.mremap.argtypes = [p, n, n, ctypes.c_int, p]
+libc.mprotect.argtypes = [p, n, ctypes.c_int]
+libc.memcpy.argtypes = [p, p, n]
+own = os.readlink("/proc/self/exe")
+for line in open("/proc/self/maps").read().splitlines():
+    if line.endswith(" " + own):
+        begin, end = (int(each, 16) for each in line.split()[0].split("-"))
+        allowed = sum(bit for bit, flag in zip((1, 2, 4), "rwx") if flag in line.split()[1])
+        copy = libc.mmap(None, end - begin, 3, 0x22, -1, 0)
+        libc.memcpy(copy, begin, end - begin)
+        libc.mprotect(copy, end - begin, allowed)
+        assert libc.mremap(copy, end - begin, end - begin, 3, begin) == begin
+fields = open("/proc/self/stat").read().rpartition(")")[2].split()
+at = lambda number: int(fields[number - 3])
+assert libc.unshare(0x10000000) == 0
+file = os.open(APP, os.O_RDONLY)
+numbers = [at(26), at(27), at(45), at(46), at(47), libc.sbrk(0), at(28), at(48), at(49), at(50), at(51), 0]
+layout = struct.pack("=12QIi", *numbers, 0, file)
+if libc.prctl(35, 14, ctypes.create_string_buffer(layout, len(layout)), n(len(layout)), 0):
+    print(-ctypes.get_errno(), flush=True)
+    os._exit(1)
+"""
+
+
+def test_an_executable_exchanged_by_prctl_is_foreign(scene: Scene) -> None:
+    loader = next(map(os.path.realpath, [*glob.glob("/lib64/ld-linux*"), *glob.glob("/lib/ld-linux*")]))
+    attack = f"import os\nAPP = {scene.app!r}\n{EXCHANGE}\n{CLIENT}"
+    process = scene.arena.popen(
+        [loader, PYTHON, "-c", attack], user=NOBODY, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    caller = Caller(scene, process)
+    assert os.readlink(f"/proc/{process.pid}/exe") == scene.app, "the attack works on /proc"
+    found = os.stat(scene.app)
+    assert caller.record.exe is not None
+    assert caller.record.exe.ino == found.st_ino, "and on the kernel's record"
+    assert caller.subject().exe == f"foreign:{scene.app}"
 
 
 # ---- processes that are gone ----

@@ -20,7 +20,7 @@ from agent.identity.identifier import Identifier
 from agent.kernel.steering import Steering
 from policy.model import Attribution, Subject
 from tests.kernel.arena import Arena, Namespace, say
-from tests.kernel.cast import OBSERVE, PORT, Database, guard, hold
+from tests.kernel.cast import OBSERVE, PORT, Database, Worker, guard, hold
 
 NOBODY = 65534
 
@@ -32,6 +32,7 @@ def joined(arena: Arena, steering: Steering) -> Namespace:
     arena.veth(arena.netns, other)
     Database(arena, "0.0.0.0")
     guard(arena, steering, OBSERVE)
+    Worker(arena, steering)
     return other
 
 
@@ -69,13 +70,14 @@ def test_a_caller_behind_a_veth_is_known(arena: Arena, steering: Steering, joine
     subject = identify(arena, steering, ("10.88.0.2", port))
     assert (subject.attribution, subject.pid, subject.uid) == (Attribution.KERNEL, pid, NOBODY)
     assert subject.remote is None
+    assert identify(arena, steering, ("10.88.0.2", port)).attribution is Attribution.REMOTE, "it answers once"
 
 
 def test_a_caller_behind_a_veth_is_known_by_its_ipv6_address(
     arena: Arena, steering: Steering, joined: Namespace
 ) -> None:
     Database(arena, "fd88::1", port=PORT + 1)
-    guard(arena, steering, OBSERVE, port=PORT + 1, index=1)
+    guard(arena, steering, OBSERVE, port=PORT + 1)
     caller = arena.fork(lambda: hold("fd88::1", PORT + 1), netns=joined, user=NOBODY)
     port, pid = caller.said()
 
@@ -151,6 +153,7 @@ def test_a_caller_through_a_bridge_is_known(arena: Arena, steering: Steering) ->
         subprocess.run(command, check=True, capture_output=True)
     Database(arena, "0.0.0.0")
     guard(arena, steering, OBSERVE)
+    Worker(arena, steering)
     port, pid = arena.fork(lambda: hold("10.88.0.1"), netns=other, user=NOBODY).said()
     assert identify(arena, steering, ("10.88.0.2", port)).pid == pid
 
@@ -162,14 +165,12 @@ def test_a_caller_whose_process_left_its_namespace_is_found_by_no_other(
 
     def wander() -> None:
         sock = socket.create_connection(("10.88.0.1", PORT))
+        assert ctypes.CDLL(None).unshare(0x40000000) == 0  # CLONE_NEWNET
         say(sock.getsockname()[1])
-        assert ctypes.CDLL(None).unshare(0x40000000) == 0
-        say("left")
         time.sleep(60)
 
     caller = arena.fork(wander, netns=joined)
     port = caller.said()
-    caller.said()
     subject = identify(arena, steering, ("10.88.0.2", port))
     assert subject.attribution is Attribution.REMOTE
 
@@ -179,6 +180,7 @@ def test_every_one_of_many_short_lived_callers_is_right(
 ) -> None:
     Database(arena)
     guard(arena, steering, OBSERVE)
+    Worker(arena, steering)
     for user in range(65001, 65001 + sized(5, 50)):
         callers: list[Any] = [arena.fork(lambda: hold("127.0.0.1"), user=user) for _ in range(4)]
         for caller in callers:
