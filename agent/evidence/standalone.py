@@ -326,8 +326,8 @@ class StreamProof:
             if size < limit:
                 self.find("truncated", f"the file ends before its torn tail began ({limit})", path.name, size)
             else:
-                self.find("recovered", f"{size - limit} torn bytes were left by a crash or a full disk, and noted",
-                          path.name, limit, self.seq + 1, self.seq + 1)  # fmt: skip
+                left = f"{size - limit} torn bytes were left by a crash or a full disk, and noted"
+                self.find("recovered", left, path.name, limit, self.seq + 1, self.seq + 1)
 
     def end_early(self, file: BinaryIO, name: str, offset: int, exc: Damage, is_last: bool) -> None:
         first, last = self.seq + 1, self.last_signed
@@ -620,7 +620,8 @@ class Run:
             return  # another user's, or a copy without it
         epochs = [int(match[1]) for match in (re.fullmatch(r"epoch-(\d+)\.key", n) for n in names) if match]
         if epochs and max(epochs) > self.epoch + 1:
-            ledger.find("truncated", f"it ends before epoch {self.epoch}, and the key of epoch {max(epochs)} is there")  # fmt: skip
+            newest = max(epochs)
+            ledger.find("truncated", f"it ends before epoch {self.epoch}, but epoch {newest} has a key")
 
 
 def is_signed(public: bytes, signature: bytes, message: bytes) -> bool:

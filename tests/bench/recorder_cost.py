@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What recording one exchange costs: ``python tests/bench/recorder_cost.py`` prints CPU us and bytes.
+"""What recording one exchange costs: ``python tests/bench/recorder_cost.py [sizing]``.
 
 INTENT and RESULT of one search, each flushed in its own loop turn (the worst case: nothing is shared), then
 sixteen exchanges a turn. Bodies are generated once with a fixed seed. Median of five runs, process CPU time
@@ -119,7 +119,49 @@ def measure(request: bytes, body: bytes, level: str, per_turn: int, rounds: int)
     return statistics.median(costs), size
 
 
+def sizes(request: bytes, bodies: list[bytes], level: str, per_turn: int) -> float:
+    """Bytes on disk per exchange, every body another one."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = recorder(Path(folder))
+        before = made.counters()["bytes"]
+        for start in range(0, len(bodies), per_turn):
+            time.sleep(0.002 if per_turn == 1 else 0)  # an idle worker compresses small blocks too
+            turn = [
+                exchange(n, request, body, level) for n, body in enumerate(bodies[start : start + per_turn])
+            ]
+            for half in (0, 1):
+                time.sleep(0.002 if per_turn == 1 else 0)
+                for pair in turn:
+                    made.put("s", pair[half : half + 1], "strict", lambda ok: None)
+                made.flush()
+            made.signed(made.seq)
+        size = made.counters()["bytes"] - before
+        made.release_files()
+    return size / len(bodies)
+
+
+def sizing() -> None:
+    """GB a day by rate and level, for the table in docs/evidence-format.md."""
+    vector = [CHANCE.gauss(0, 0.03) for _ in range(768)]
+    search = json.dumps({"query": vector, "limit": 10, "with_payload": True}).encode()
+    cut = json.dumps({"query": {"dim": 768, "sha256": os.urandom(32).hex()}, "limit": 10}).encode()
+    small = [answer(7, 110) for _ in range(128)]
+    large = [answer(95, 1400) for _ in range(8)]
+    print("| answer | level | bytes, alone in its turn | bytes, 16 a turn | GB/day at 1/s | 100/s | 1000/s |")
+    print("|---|---|---|---|---|---|---|")
+    for name, bodies in (("2 KB", small), ("150 KB", large)):
+        for level in ("meta", "hashes", "masked", "full"):
+            request = search if level == "full" else cut
+            alone, shared = (sizes(request, bodies, level, turn) for turn in (1, 16))
+            days = [rate * 86400 * size / 1e9 for rate, size in ((1, alone), (100, alone), (1000, shared))]
+            row = " | ".join(f"{day:.2f}" if day < 10 else f"{day:.0f}" for day in days)
+            print(f"| {name} | {level} | {alone:.0f} | {shared:.0f} | {row} |")
+
+
 def main() -> None:
+    if "sizing" in sys.argv[1:]:
+        sizing()
+        return
     vector = [CHANCE.gauss(0, 0.03) for _ in range(768)]
     search = json.dumps({"query": vector, "limit": 10, "with_payload": True}).encode()
     cut = json.dumps({"query": {"dim": 768, "sha256": os.urandom(32).hex()}, "limit": 10}).encode()

