@@ -153,7 +153,7 @@ def _version(context: click.Context, wanted: bool) -> None:
     context.exit()
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("vecward", cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "-c",
     "--config",

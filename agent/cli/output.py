@@ -114,7 +114,7 @@ def span(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: typing sets an attribute on instances of generic classes
 class Column(Generic[T]):
     """One column of a table.
 

@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
-from agent.evidence.blocks import encode_control, genesis
+from agent.evidence.blocks import encode_control, genesis, read_blocks
 from agent.evidence.frames import (
     Frame,
     HitPart,
@@ -24,7 +24,7 @@ from agent.evidence.frames import (
     VerdictPart,
 )
 from agent.evidence.pack import pack
-from agent.evidence.segment import segment_name
+from agent.evidence.segment import list_segments, segment_name
 
 START = 1_795_459_066_000_000_000  # 2026-11-23T18:37:46Z
 SECOND = 10**9
@@ -40,6 +40,17 @@ class Stream:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.number, self.seq, self.chain = -1, 0, genesis(stream)
         self.rotate("start")
+
+    @classmethod
+    def resume(cls, folder: Path, stream: str = STREAM) -> Stream:
+        """Go on where the newest segment ends."""
+        made = cls.__new__(cls)
+        made.folder, made.stream = folder / "streams" / stream, stream
+        made.number, path = list_segments(made.folder)[-1]
+        with open(path, "rb") as file:
+            last = list(read_blocks(file))[-1].header
+        made.seq, made.chain = last.last, last.chain
+        return made
 
     @property
     def path(self) -> Path:
