@@ -15,6 +15,7 @@ from agent.kernel.errors import SteeringError
 
 _P, _I, _S = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p
 _PRINT = ctypes.CFUNCTYPE(_I, _I, _S, _P)
+_callbacks: list[object] = []
 
 _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "bpf_object__open_file": (_P, (_S, _P)),
@@ -53,7 +54,8 @@ class Library:
             function.restype, function.argtypes = result, arguments
         self.log: list[str] = []
         self._libc = ctypes.CDLL(None)
-        self._callback = _PRINT(self._print)  # kept: the library holds only a pointer to it
+        self._callback = _PRINT(self._print)
+        _callbacks.append(self._callback)  # for ever: the library holds only a pointer to it
         self._library.libbpf_set_print(ctypes.cast(self._callback, _P))
 
     def _print(self, level: int, form: bytes, arguments: int) -> int:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,20 @@ import pytest
 
 from agent.kernel.records import FLOW, IDENTITY, Identity, IdentityFlag
 from agent.kernel.steering import Steering
-from tests.kernel.arena import Arena, say
-from tests.kernel.cast import ENFORCE, OBSERVE, PORT, Database, Worker, connect, fill, guard, hold, listen
+from tests.kernel.arena import Arena, Fork, say
+from tests.kernel.cast import (
+    ENFORCE,
+    OBSERVE,
+    PORT,
+    Database,
+    Worker,
+    connect,
+    fill,
+    guard,
+    hold,
+    listen,
+    plain,
+)
 
 NOBODY = 65534
 
@@ -274,3 +287,49 @@ os.wait()
     record = enforced.process(who.tgid, who.start)
     assert record is not None
     assert (record.filename, record.exited, record.parent_tgid) == (sys.executable, 0, parent.pid)
+
+
+def test_many_short_lived_clients_of_several_users_are_all_told_apart(
+    arena: Arena, steering: Steering, sized: Callable[[int, int], int]
+) -> None:
+    """64 processes of five users at a time, gone when they are asked about: none wrong, none missing."""
+    Database(arena)
+    guard(arena, steering, ENFORCE)
+    steering.set_limits(per_user=20000, total=30000)
+    processes, each, parallel = sized(40, 200), sized(20, 50), 64
+
+    def proxy() -> list[tuple[int, int, int]]:
+        answers = []
+        with listen("::", 0) as listener, Steering(arena.pins) as mine:
+            mine.set_listener(0, 0, listener.fileno())
+            say("ready")
+            for _ in range(processes * each):
+                peer, address = listener.accept()
+                flow = (plain(address[0]), address[1], plain(peer.getsockname()[0]), PORT)
+                who = mine.take_identity(mine.netns, *flow)
+                answers.append((address[1], who.tgid, who.uid) if who else (address[1], 0, 0))
+                peer.close()
+        return answers
+
+    def client() -> list[int]:
+        ports = []
+        for _ in range(each):
+            with socket.create_connection(("127.0.0.1", PORT)) as sock:
+                ports.append(sock.getsockname()[1])
+        return ports
+
+    asked = arena.fork(proxy, group="proxy")
+    assert asked.said() == "ready"
+    wanted: list[tuple[int, int, int]] = []
+    running: list[tuple[Fork, int]] = []
+    for number in range(processes + parallel):
+        if number < processes:
+            running.append((arena.fork(client, user=1 + number % 5), 1 + number % 5))
+        if running and number >= min(parallel, processes) - 1:
+            child, uid = running.pop(0)
+            wanted += [(port, child.pid, uid) for port in child.result(60)]
+    assert sorted(asked.result(60)) == sorted(wanted)
+    assert len(wanted) == processes * each
+    stats = steering.stats()
+    assert stats["identity_written"] == stats["established_steered"] == processes * each
+    assert (stats["identity_lost"], stats["identity_missing"], steering.in_flight()) == (0, 0, 0)
