@@ -113,7 +113,7 @@ class Identifier:
         """
         flow = FourTuple(plain(client_addr), client_port, plain(server_addr), server_port)
         record = self._sources.lookup(netns_cookie, flow)
-        local = ip_address(flow.client_addr).is_loopback
+        local = self._routes.known_local(flow.client_addr)
         ambiguous = False
         if not local:
             local, record, ambiguous = await self._trace(flow, record)

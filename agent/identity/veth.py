@@ -63,16 +63,23 @@ class Routes:
                 self._netlink = None
                 raise NotProven(f"netlink {command}: {exc}") from exc
 
+    def known_local(self, address: str) -> bool:
+        """Whether it is this namespace's own without asking: loopback, or asked in the last 2 s."""
+        return ip_address(address).is_loopback or self._local.get(address, 0.0) > time.monotonic()
+
     def is_local(self, address: str) -> bool:
         """Whether the address is this namespace's own. Yes is kept for 2 s, no is asked every time.
 
         :raises NotProven: the kernel has no route to the address or does not answer.
         """
-        if ip_address(address).is_loopback:
+        if self.known_local(address):
             return True
-        if self._local.get(address, 0.0) > time.monotonic():
-            return True
-        local = bool(self._route(address)["type"] == RTN_LOCAL)
+        if ip_address(
+            address
+        ).is_link_local:  # no route without its interface, which the socket's name has lost
+            local = any(found.get_attr("IFA_ADDRESS") == address for found in self._ask("get_addr"))
+        else:
+            local = bool(self._route(address)["type"] == RTN_LOCAL)
         if local:
             if len(self._local) >= MAX_KEPT:
                 self._local.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import json
 import socket
 import subprocess
 import time
@@ -135,6 +136,42 @@ def test_a_caller_on_its_own_address_is_known_without_a_join(
     assert (subject.attribution, subject.pid) == (Attribution.KERNEL, pid)
     again = identify(arena, steering, ("10.88.0.1", port))
     assert again.attribution is Attribution.UNATTRIBUTED, "a record answers once"
+
+
+def test_a_local_caller_on_a_link_local_address_is_not_remote(
+    arena: Arena, steering: Steering, joined: Namespace
+) -> None:
+    inside = ["nsenter", f"--net=/proc/{arena.netns.pid}/ns/net", "ip", "-j", "-6", "addr", "show"]
+    links = json.loads(subprocess.run(inside, check=True, capture_output=True).stdout)
+    (name, address), *_ = (
+        (link["ifname"], one["local"])
+        for link in links
+        for one in link["addr_info"]
+        if one.get("scope") == "link"
+    )
+    time.sleep(2)  # until duplicate address detection is done
+    Database(arena, "::", port=PORT + 1)
+    guard(arena, steering, OBSERVE, port=PORT + 1)
+
+    def client() -> None:
+        sock = socket.socket(socket.AF_INET6)
+        sock.connect((address, PORT + 1, 0, socket.if_nametoindex(name)))
+        say(sock.getsockname()[1])
+        time.sleep(60)
+
+    caller = arena.fork(client, user=NOBODY)
+    port = caller.said()
+
+    async def ask() -> Subject:
+        identifier = Identifier(sources(steering), read_host())
+        try:
+            scoped = f"{address}%{name}"
+            return await identifier.identify(arena.netns.cookie, scoped, port, scoped, PORT + 1)
+        finally:
+            identifier.close()
+
+    subject = arena.run(lambda: asyncio.run(ask()), group=None)
+    assert (subject.attribution, subject.pid) == (Attribution.KERNEL, caller.pid)
 
 
 def test_a_caller_through_a_bridge_is_known(arena: Arena, steering: Steering) -> None:
