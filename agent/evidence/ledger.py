@@ -81,7 +81,10 @@ class Ledger:
 
         self.last: Checkpoint | None = end.checkpoint
         self.recovered = end.torn
-        self._streams: dict[str, _Stream] = {}
+        # Streams of the last checkpoint stay known until they are retired: their workers may still live, and
+        # a checkpoint before they are back must not forget how far they were signed.
+        heads = () if end.checkpoint is None else end.checkpoint.streams
+        self._streams = {head.stream: _Stream(head, head.seq) for head in heads}
         self._next_number = end.next_number
         self._new_frames = 0
         self._last_up = up() if end.checkpoint is None else 0
@@ -161,18 +164,20 @@ class Ledger:
     # Streams.
 
     def start_stream(self, stream: str) -> None:
-        """A new worker's stream, not written yet. Raises PresentError for an id that was ever used."""
-        if not is_stream_id(stream) or stream in self._streams or self._signed_before(stream) is not None:
+        """A new worker's stream, not written yet. Raises PresentError for an id that is in use."""
+        if not is_stream_id(stream) or stream in self._streams:
             raise PresentError(f"stream {stream!r} cannot start")
         self._streams[stream] = _Stream(StreamHead(stream, 0, genesis(stream)), 0)
 
     def adopt_stream(self, stream: str) -> int:
-        """A live worker's stream after a restart of the agent. Returns the last signed seq."""
+        """A live worker's stream after a restart of the agent. Returns the last signed seq.
+
+        The caller must know that this worker owns the stream (it handed out its descriptors).
+        """
         if not is_stream_id(stream):
             raise PresentError(f"stream {stream!r} is no stream")
         if stream not in self._streams:
-            head = self._signed_before(stream) or StreamHead(stream, 0, genesis(stream))
-            self._streams[stream] = _Stream(head, head.seq)
+            self._streams[stream] = _Stream(StreamHead(stream, 0, genesis(stream)), 0)
         return self._streams[stream].signed
 
     def retire_stream(self, stream: str) -> None:
@@ -183,10 +188,6 @@ class Ledger:
     def signed(self) -> dict[str, int]:
         """Last signed seq of every live stream."""
         return {stream: known.signed for stream, known in self._streams.items()}
-
-    def _signed_before(self, stream: str) -> StreamHead | None:
-        heads = () if self.last is None else self.last.streams
-        return next((head for head in heads if head.stream == stream), None)
 
     def present(self, stream: str, blocks: Iterable[BlockDigest]) -> int:
         """Extend a stream by blocks that its worker wrote; the next checkpoint signs them.

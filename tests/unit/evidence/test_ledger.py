@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,30 @@ def test_a_restarted_agent_goes_on_with_the_announced_key(host: Host) -> None:
     assert [finding.message for finding in report.findings] == ["the agent stopped without CLOSE"]
 
 
+def test_a_worker_that_returns_after_the_new_agents_first_checkpoint_goes_on_where_it_was(host: Host) -> None:
+    worker = host.worker()
+    worker.exchange(1)
+    worker.sign()
+    worker.exchange(2)
+    host.kill_agent()
+    ledger = host.start_agent()
+    ledger.checkpoint({})
+    ledger.checkpoint({})
+    assert ledger.adopt_stream(worker.stream) < worker.recorder.seq
+    worker.sign()
+    assert verify(host.root).exit_code == 0
+    assert verify(host.root).proof.unsigned == 0
+
+
+def test_a_retired_stream_is_named_once_more_and_then_no_longer(host: Host) -> None:
+    worker = host.worker()
+    worker.exchange(1)
+    worker.sign()
+    host.ledger.retire_stream(worker.stream)
+    assert worker.stream in host.ledger.checkpoint({})
+    assert worker.stream not in host.ledger.checkpoint({})
+
+
 def test_a_clean_stop_leaves_no_unproven_interval(host: Host) -> None:
     host.ledger.close("stop", {})
     host.clock.boot = "boot-2"
@@ -210,8 +235,6 @@ def test_a_lost_key_is_a_key_break_and_everything_after_it_still_verifies(host: 
 
 
 def test_a_ledger_that_was_deleted_does_not_begin_again_unseen(host: Host) -> None:
-    import shutil
-
     host.ledger.checkpoint({})
     host.kill_agent()
     shutil.rmtree(host.root / "ledger")
