@@ -150,17 +150,23 @@ class Recorder:
         body: bytes,
         bound: int,
         answer: Answer | None,
+        digest: bytes | None = None,
     ) -> None:
-        """Record a whole answer. `answer` is the masked one, None when `body` is released as it came."""
+        """Record a whole answer. `answer` is the masked one, None when `body` is released as it came.
+
+        `digest`: SHA-256 of `body` where it is known already.
+        """
         verdict = exchange.verdict
         level: RecordLevel = "hashes" if verdict is None else verdict.level
-        digest = sha256(body).digest() if body else EMPTY_SHA256
+        if digest is None:
+            digest = sha256(body).digest() if body else EMPTY_SHA256
         seen: Answer | None = answer
         released, released_digest = body, digest
         plain: bytes | None = body
         if answer is not None:
             released = plain = answer.body
-            released_digest = sha256(released).digest()
+            if released is not body:
+                released_digest = sha256(released).digest()
         else:
             if head.encoding is not None:
                 plain = self._try_decode(body, head.encoding, bound)
@@ -219,7 +225,8 @@ class Recorder:
         return self._known_head
 
     def _watch(self, exchange: Exchange, head: ResponseHead, body: bytes | None) -> Answer | None:
-        if not exchange.route.answer_rows or not body or not 200 <= head.status < 300:
+        # Also where no rows can be: the answer to a created collection tells its name.
+        if not exchange.route.known or not body or not 200 <= head.status < 300:
             return None
         if exchange.request is None or exchange.operation is None:
             return None

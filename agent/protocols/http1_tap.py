@@ -342,7 +342,7 @@ class Http1Tap:
         self._arriving = None
         head, body = arriving.head, arriving.pieces.take()
         if not arriving.dropped:
-            self._recorder.answered(out, exchange, head, body, self._bounds.body, None)
+            self._recorder.answered(out, exchange, head, body, self._bounds.body, None, arriving.digest)
             result = out.records[-1]
             full = exchange.verdict is not None and exchange.verdict.level == "full"
             if full and arriving.passed and isinstance(result, Result):

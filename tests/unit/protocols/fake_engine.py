@@ -30,6 +30,7 @@ class FakeEngine:
         self.names: dict[str, str] = {}
         self.learnt: list[tuple[Lookup, Response]] = []
         self.judged: list[Request] = []
+        self.watched: list[Response] = []
 
     def route(self, request: Request) -> Route:
         segments = request.segments
@@ -87,6 +88,7 @@ class FakeEngine:
         return Answer(body, ("1",), 1, (Masked("payload.ssn", "redact", response.body.count(b"secret")),))
 
     def observe(self, request: Request, operation: Operation, response: Response) -> Answer:
+        self.watched.append(response)
         return Answer(response.body, ("1", "2"), 2)
 
     def refuse(self, status: int, reason: str, message: str, rule: str | None) -> Response:

@@ -75,6 +75,14 @@ def test_an_intent_stands_beside_the_forwarded_request_and_a_result_beside_the_a
     assert (result(got).ids, result(got).rows) == (("1", "2"), 2)
 
 
+def test_the_engine_sees_answers_without_rows_too_because_they_tell_names() -> None:
+    engine = FakeEngine()
+    session = Http1Session(engine, FakeJudge(), "g")
+    session.client_data(b"POST /c HTTP/1.1\r\nHost: db\r\nContent-Length: 2\r\n\r\n{}")
+    session.server_data(answer(b'{"id":"u"}'))
+    assert [response.body for response in engine.watched] == [b'{"id":"u"}']
+
+
 def test_credentials_are_replaced_on_the_way_and_never_recorded() -> None:
     session = opened(key="ours")
     out = session.client_data(
