@@ -7,6 +7,7 @@ added. Rules come sorted by id, which settles ties.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -164,9 +165,13 @@ def _join_records(rules: Iterable[Rule], defaults: RecordDefaults) -> tuple[Reco
     return level, MODES[max(modes)] if modes else defaults.mode
 
 
+_MARKS = re.compile(r"\[[^\]]*\]|\"")
+
+
 def segments(path: str) -> tuple[str, ...]:
-    """A dotted path without list marks: "people[].name" and "people.name" are one field."""
-    return tuple(part for part in path.replace("[]", "").split(".") if part)
+    """A dotted path without list marks and quotes: ``people[].name``, ``people[0]."name"`` and
+    ``people.name`` are one field, and so is a key that has the dot in its own name."""
+    return tuple(part for part in _MARKS.sub("", path).split(".") if part)
 
 
 def _spellings(field: str) -> tuple[tuple[str, ...], ...]:
@@ -201,6 +206,8 @@ def refuse(restrictions: Restrictions, operation: Operation) -> tuple[str, str] 
     return _refuse_probes(restrictions, operation) if operation.probed else None
 
 
+MAX_SHOWN = 100
+"""Characters of a client's own field name in the message that refuses it."""
 SESSION_ONLY = frozenset({Action.SESSION})
 """Handshake, health, version: it reaches no row, so that no filter is missing on it."""
 
@@ -210,9 +217,9 @@ def exceeds(operation: Operation, bound: Limit) -> bool:
     match bound.name:
         case "top_k":
             asked = operation.top_k
-            return operation.unbounded or (asked is not None and asked > bound.value)
+            return operation.unbounded or (asked is not None and not 0 <= asked <= bound.value)
         case "offset":
-            return operation.offset is not None and operation.offset > bound.value
+            return operation.offset is not None and not 0 <= operation.offset <= bound.value
         case "queries":
             return operation.queries > bound.value
         case "rows":
@@ -236,14 +243,13 @@ def _refuse_probes(restrictions: Restrictions, operation: Operation) -> tuple[st
         probe = segments(name)
         for rule, path in restrictions.hidden:
             if probe in UNTOLD or _overlap(probe, path):
-                return rule, f"{name} is masked and may not be filtered, sorted or grouped by"
+                return rule, f"{name[:MAX_SHOWN]} is masked and may not be filtered, sorted or grouped by"
         for rule, paths in restrictions.shown:
             if not any(probe[: len(path)] == path for path in paths):
-                return rule, f"{name} is not one of the fields that may be used"
+                return rule, f"{name[:MAX_SHOWN]} is not one of the fields that may be used"
     return None
 
 
 def _overlap(left: tuple[str, ...], right: tuple[str, ...]) -> bool:
     """One lies within the other: a probe of a parent or of a child tells about the field."""
-    shorter = min(len(left), len(right))
-    return left[:shorter] == right[:shorter]
+    return all(a == b or "*" in (a, b) for a, b in zip(left, right, strict=False))
