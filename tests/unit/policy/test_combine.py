@@ -143,7 +143,8 @@ def test_a_filter_of_true_and_one_of_1_are_two_filters() -> None:
 def test_a_worker_compiles_and_decides_without_the_parsers_of_policy_files() -> None:
     code = (
         "import sys, policy.compile, policy.decide, policy.mask;"
-        "sys.exit(', '.join({'pydantic', 'ruamel', 're2'} & {name.split('.')[0] for name in sys.modules}) or None)"
+        "loaded = {name.split('.')[0] for name in sys.modules};"
+        "sys.exit(', '.join({'pydantic', 'ruamel', 're2'} & loaded) or None)"
     )
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
