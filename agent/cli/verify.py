@@ -15,7 +15,8 @@ from agent.cli.output import Column, console, emit_json, facts, progress, size, 
 from agent.cli.settings import Settings, dir_option, json_option, pass_settings
 from agent.evidence.archive import Archive, ArchiveError
 from agent.evidence.standalone import FAILING
-from agent.evidence.verify import Finding, Report, VerifyError, verify as prove
+from agent.evidence.verify import Finding, Report, VerifyError
+from agent.evidence.verify import verify as prove
 
 SHOWN = 200  # findings on the screen; --json has all that the report keeps
 OPEN_SHOWN = 10
@@ -37,7 +38,9 @@ COLUMNS: tuple[Column[Finding], ...] = (
 @json_option
 @dir_option
 @pass_settings
-def verify(settings: Settings, folder: Path | None, key: Path | None, anchor: str | None, no_audit: bool) -> int:
+def verify(
+    settings: Settings, folder: Path | None, key: Path | None, anchor: str | None, no_audit: bool
+) -> int:
     """Prove the evidence of DIR: chains, signatures, gaps, torn tails. Needs only the public key.
 
     Exit 0: whole (what was torn by a crash, lost or unproven is listed, it is no tampering). Exit 4: tampered,
@@ -104,10 +107,15 @@ def _print(root: Path, report: Report, screen: Console, own_key: bool) -> None:
 def _print_audit(report: Report, screen: Console) -> None:
     audit = report.audit
     if audit.unknown_count:
-        screen.print(f"{audit.unknown_count} exchanges without a result: outcome unknown, may have executed", style="yellow")
+        screen.print(
+            f"{audit.unknown_count} exchanges without a result: outcome unknown, may have executed",
+            style="yellow",
+        )
         for x in audit.unknown[:OPEN_SHOWN]:
             screen.print(text(f"  session {x.session} exchange {x.n} (frame {x.seq} of {x.stream})"))
     for session, first, last in audit.missing[:OPEN_SHOWN]:
-        screen.print(text(f"exchanges {first} to {last} of session {session} are missing without a word", "bold red"))
+        screen.print(
+            text(f"exchanges {first} to {last} of session {session} are missing without a word", "bold red")
+        )
     for file, offset, why in audit.undecodable[:OPEN_SHOWN]:
         screen.print(text(f"{file} at {offset}: {why}", "red"))

@@ -19,7 +19,14 @@ import msgspec
 
 from agent.evidence.assemble import Assembler, Tally, session_of
 from agent.evidence.blocks import Block, FormatError, Located, decode_checkpoint, located, read_blocks
-from agent.evidence.frames import LEDGER, CheckpointFrame, OpaqueFrame, SegmentFrame, SessionEndFrame, SessionFrame
+from agent.evidence.frames import (
+    LEDGER,
+    CheckpointFrame,
+    OpaqueFrame,
+    SegmentFrame,
+    SessionEndFrame,
+    SessionFrame,
+)
 from agent.evidence.segment import is_stream_id, list_segments, segment_name
 from agent.evidence.views import Exchange, Session
 
@@ -97,7 +104,7 @@ class Archive:
 
     def size(self) -> int:
         """Bytes in all readable segments."""
-        return sum(p.stat().st_size for s in self.streams() for _, p in self.segments_or_none(s))
+        return sum(_size(p) for s in self.streams() for _, p in self.segments_or_none(s))
 
     def segments_or_none(self, stream: str) -> list[tuple[int, Path]]:
         try:
@@ -112,14 +119,15 @@ class Archive:
 
         Ends at the end of what is written now; call again with the last Batch's end to read on.
         """
-        segments = self.segments_or_none(stream)  # listed before reading: a later one means this one is done
+        segments = self.segments_or_none(stream)
+        # Sizes are taken before reading: what stands before a segment that is in use is done. A spare is
+        # empty and says nothing of the one before it.
+        in_use = max((number for number, path in segments if _size(path)), default=-1)
         for number, path in segments:
             if after is not None and number < after.segment:
                 continue
             start = after.offset if after is not None and number == after.segment else 0
-            yield from self._scan_segment(
-                Place(stream, number, start), path, number == segments[-1][0], bodies
-            )
+            yield from self._scan_segment(Place(stream, number, start), path, number >= in_use, bodies)
 
     def _scan_segment(self, at: Place, path: Path, newest: bool, bodies: bool) -> Iterator[Batch]:
         end = at.offset
@@ -271,15 +279,13 @@ class Follower:
 
     def _ends(self) -> dict[str, Place]:
         """The end of each stream, by reading its newest segment: a block boundary, not a file size."""
-        ends = {}
+        ends: dict[str, Place] = {}
         for stream in self._archive.streams():
-            segments = self._archive.segments(stream)
-            if segments:
-                start = Place(stream, segments[-1][0], 0)
-                at = start.offset
-                for batch in self._archive.scan(stream, start, bodies=False):
-                    at = batch.end
-                ends[stream] = Place(stream, start.segment, at)
+            used = [n for n, path in self._archive.segments_or_none(stream) if _size(path)]
+            if used:
+                ends[stream] = Place(stream, used[-1], 0)
+                for batch in self._archive.scan(stream, ends[stream], bodies=False):
+                    ends[stream] = Place(stream, batch.place.segment, batch.end)
         return ends
 
     def poll(self) -> Iterator[tuple[Session | None, Exchange]]:
@@ -307,3 +313,10 @@ class Follower:
             if found is not None:
                 self._sessions[key] = found
         return self._sessions.get(key)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -152,9 +152,19 @@ class Index:
         place = last.place
         path = self.archive.path(place.stream) / segment_name(place.segment)
         chain = _chain_at(path, place.offset)
-        values = (place.segment, last.end, place.segment, place.offset, chain, oldest, intake.host, intake.boot)
+        values = (
+            place.segment,
+            last.end,
+            place.segment,
+            place.offset,
+            chain,
+            oldest,
+            intake.host,
+            intake.boot,
+        )
         self.database.execute(
-            "INSERT OR REPLACE INTO streams VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (number, place.stream, *values)
+            "INSERT OR REPLACE INTO streams VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (number, place.stream, *values),
         )
 
     def _merge_seen(self, least: int) -> None:

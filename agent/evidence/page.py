@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: E501 - markup is read line by line
 """One session as a page: opened, read and printed by an investigator, years later, on any machine.
 
 Self-contained: no script, no external resource, and a policy in the page that forbids both. Everything that

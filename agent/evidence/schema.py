@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: E501 - table definitions
 """The index's tables, and where its file stands.
 
 The index is disposable: everything in it is in the segments. Answered rows are interned as *shapes* (what

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: E501 - a style sheet
 """The style sheet of exported pages: plain, readable on paper and in the dark."""
 
 STYLE = """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How fast the index is made of a million exchanges, and how fast it answers (no root, no kernel part).
 
-``python -m tests.bench.index_query [EXCHANGES] [FOLDER]``. The evidence is synthetic: the writer's own packing,
-50 exchanges a session, 10 hits an answer of 200,000 ids, 2 frames an exchange, 32 exchanges a block. FOLDER is
-kept when it is given, so that a second run measures the questions alone.
+``python -m tests.bench.index_query [EXCHANGES] [FOLDER]``. The evidence is synthetic: the writer's own
+packing, 50 exchanges a session, 10 hits an answer of 200,000 ids, 2 frames an exchange, 32 exchanges a block.
+FOLDER is kept when it is given.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent.evidence.filter import Filter
+from agent.evidence.frames import Frame
 from agent.evidence.index import Index
 from agent.evidence.query import Query
 from tests.unit.evidence.sample import SECOND, START, Stream, answered, asked, ended, opened
@@ -37,7 +38,7 @@ def write(folder: Path, exchanges: int) -> None:
             exe = f"/srv/app{(group + k) % 25}/bin/python3"
             at = START + (group + k) * SECOND
             stream.block(opened(name, at, pid=2000 + (group + k) % 30_000, user=user, uid=uid, exe=exe))
-        frames = []
+        frames: list[Frame] = []
         for n in range(1, PER_SESSION + 1):
             for k, name in enumerate(names):
                 at = START + (group + k) * SECOND + n * SECOND // 100
@@ -46,8 +47,9 @@ def write(folder: Path, exchanges: int) -> None:
                 verdict = "deny" if denied else "allow"
                 frames.append(asked(name, n, at, outcome=verdict, collections=where))
                 ids = () if denied else tuple(str(dice.randrange(IDS)) for _ in range(HITS))
-                outcome = "refused" if denied else "answered"
-                frames.append(answered(name, n, at + 10**6, ids=ids, outcome=outcome))
+                frames.append(
+                    answered(name, n, at + 10**6, ids=ids, outcome="refused" if denied else "answered")
+                )
                 if len(frames) >= 2 * PER_BLOCK:
                     stream.block(*frames)
                     frames = []
@@ -58,11 +60,12 @@ def write(folder: Path, exchanges: int) -> None:
 
 def timed(what: str, ask: Callable[[], object]) -> None:
     took = []
+    found: object = None
     for _ in range(ROUNDS):
         began = time.perf_counter()
         found = ask()
         took.append((time.perf_counter() - began) * 1e3)
-    size = len(found) if isinstance(found, list) else found
+    size = len(found) if isinstance(found, list) else 1
     print(f"{what:58} {statistics.median(took):9.2f} ms  ({min(took):.2f} to {max(took):.2f}; {size})")
 
 
@@ -80,27 +83,42 @@ def main() -> None:
             index.rebuild()
             took, cpu = time.perf_counter() - began, time.process_time() - cpu
             known = index.info()
-            print(f"{known.exchanges} exchanges of {known.sessions} sessions in {size / 2**20:.0f} MiB of segments")
-            print(f"index: {took:.1f} s ({cpu:.1f} s CPU), {known.exchanges / took:.0f} exchanges/s, "
-                  f"{known.bytes / 2**20:.0f} MiB, {known.bytes / known.exchanges:.0f} B/exchange, "
-                  f"{known.ids} (id, session) pairs")
+            print(
+                f"{known.exchanges} exchanges of {known.sessions} sessions in {size / 2**20:.0f} MiB of segments"
+            )
+            print(
+                f"index: {took:.1f} s ({cpu:.1f} s CPU), {known.exchanges / took:.0f} exchanges/s, "
+                f"{known.bytes / 2**20:.0f} MiB, {known.bytes / known.exchanges:.0f} B/exchange, "
+                f"{known.ids} (id, session) pairs"
+            )
         ask(folder)
 
 
 def ask(folder: Path) -> None:
     with Index.open(folder) as index:
         query = Query(index)
-        timed("catch up with nothing new", lambda: index.catch_up() or 0)
+        timed("catch up with nothing new", index.catch_up)
         timed("sessions --limit 50", lambda: query.sessions(Filter(), 50))
         timed("sessions --pid 2345", lambda: query.sessions(Filter(pid=2345)))
         timed("sessions --user user7 --limit 50", lambda: query.sessions(Filter(user="user7"), 50))
-        timed("sessions --exe '/srv/app1*' --verdict deny --limit 50",
-              lambda: query.sessions(Filter(exe="/srv/app1*", verdict="deny"), 50))
-        timed("sessions --pid 2345 --collection 'kb_1*' --verdict deny",
-              lambda: query.sessions(Filter(pid=2345, collection="kb_1*", verdict="deny")))
-        timed("sessions --action search --since --until (10 min)",
-              lambda: query.sessions(Filter(action="search", since=START + 600 * SECOND, until=START + 1200 * SECOND)))
-        timed("sessions --client 10.0.0.0/8 (no match, all looked at)", lambda: query.sessions(Filter(client="10.0.0.0/8")))
+        timed(
+            "sessions --exe '/srv/app1*' --verdict deny --limit 50",
+            lambda: query.sessions(Filter(exe="/srv/app1*", verdict="deny"), 50),
+        )
+        timed(
+            "sessions --pid 2345 --collection 'kb_1*' --verdict deny",
+            lambda: query.sessions(Filter(pid=2345, collection="kb_1*", verdict="deny")),
+        )
+        timed(
+            "sessions --action search --since --until (10 min)",
+            lambda: query.sessions(
+                Filter(action="search", since=START + 600 * SECOND, until=START + 1200 * SECOND)
+            ),
+        )
+        timed(
+            "sessions --client 10.0.0.0/8 (no match, all looked at)",
+            lambda: query.sessions(Filter(client="10.0.0.0/8")),
+        )
         one = query.sessions(Filter(pid=2345))[-1]
         timed("show SESSION (50 exchanges, read and assembled)", lambda: list(query.exchanges(one)))
         timed("show SESSION --exchange 25", lambda: query.exchange(one, 25).n)

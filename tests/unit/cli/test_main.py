@@ -30,7 +30,7 @@ def test_help_lists_every_command_without_loading_one() -> None:
 
 def test_no_command_module_is_imported_before_it_is_named() -> None:
     probe = "import sys, agent.cli.main; print([m for m in sys.modules if m in ('rich', 'msgspec', 'sqlite3', 'pydantic', 'agent.cli.sessions')])"
-    found = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)  # noqa: S603
+    found = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 
 
@@ -86,7 +86,9 @@ def test_a_broken_configuration_is_named_by_file_and_line(tmp_path: Path) -> Non
         (KeyboardInterrupt(), 130, ""),
     ],
 )  # fmt: skip
-def test_every_way_to_end_has_its_code(raised: BaseException, code: int, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_way_to_end_has_its_code(
+    raised: BaseException, code: int, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     @click.command()
     def failing() -> None:
         raise raised

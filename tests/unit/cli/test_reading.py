@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from agent.cli import tail as tailing
 from agent.cli.main import main
 from tests.unit.evidence.sample import Stream, answered, asked, ended, opened, story
 
@@ -126,22 +125,24 @@ def test_tail_prints_the_newest_exchanges_in_order(folder: Path) -> None:
     assert [(x["session"], x["n"]) for x in made] == [("5e551001", 2)]
 
 
-def test_tail_follows_what_is_recorded_until_interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tail_follows_what_is_recorded_until_interrupted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stream = Stream.resume(folder)
     naps = iter(
         [
-            lambda: stream.block(opened("f1", user="zoe"), asked("f1", 1), answered("f1", 1)),
-            lambda: stream.block(asked("f1", 2, outcome="deny"), answered("f1", 2, outcome="refused", ids=())),
+            [opened("f1", user="zoe"), asked("f1", 1), answered("f1", 1)],
+            [asked("f1", 2, outcome="deny"), answered("f1", 2, outcome="refused", ids=())],
         ]
     )
 
     def nap(_: float) -> None:
-        step = next(naps, None)
-        if step is None:
+        frames = next(naps, None)
+        if frames is None:
             raise KeyboardInterrupt
-        step()
+        stream.block(*frames)
 
-    monkeypatch.setattr(tailing.time, "sleep", nap)
+    monkeypatch.setattr(time, "sleep", nap)
     result = call(folder, "tail", "-f", "-n", "1", "--json")
     assert result.exit_code == 130
     made = [json.loads(line) for line in result.stdout.splitlines()]
@@ -161,7 +162,9 @@ def test_seen_lists_every_subject_that_got_the_id(folder: Path) -> None:
 def test_export_writes_json_lines_and_pages(folder: Path, tmp_path: Path) -> None:
     lines = good(folder, "export", "--verdict", "deny").splitlines()
     assert [json.loads(line)["n"] for line in lines] == [2]
-    out = good(folder, "export", "--format", "html", "-s", "5e551001", "-o", str(tmp_path / "x.html"), "--no-verify")
+    out = good(
+        folder, "export", "--format", "html", "-s", "5e551001", "-o", str(tmp_path / "x.html"), "--no-verify"
+    )
     assert "1 session, 3 exchanges" in out
     assert "not verified" in (tmp_path / "x.html").read_text()
     again = call(folder, "export", "-o", str(tmp_path / "x.html"))
@@ -214,7 +217,12 @@ def test_a_payload_cannot_command_the_terminal(tmp_path: Path, args: tuple[str, 
     question.head = {EVIL: EVIL}
     body = json.dumps({"ids": [[EVIL]], "documents": [[EVIL]]}).encode()
     reply = answered("evil1", 1, body=body, ids=(EVIL,), masks=((EVIL, EVIL, 1),), reason=EVIL)
-    stream.block(opened("evil1", user=EVIL, exe=EVIL, comm=EVIL, unit=EVIL, argv=[EVIL], guard=EVIL), question, reply, ended("evil1"))
+    stream.block(
+        opened("evil1", user=EVIL, exe=EVIL, comm=EVIL, unit=EVIL, argv=[EVIL], guard=EVIL),
+        question,
+        reply,
+        ended("evil1"),
+    )
     out = good(tmp_path, *args)
     assert "\x1b" not in out
     assert "\u202e" not in out

@@ -11,18 +11,21 @@ from agent.evidence.archive import Archive, ArchiveError, Place
 from agent.evidence.assemble import read_card
 from agent.evidence.frames import AbortFrame, ChunkFrame, GapFrame, LostRange, OpaqueFrame
 from agent.evidence.views import UNKNOWN_OUTCOME, Exchange, Session
-from tests.unit.evidence.sample import OTHER, SECOND, START, STREAM, Stream, answered, asked, ended, opened, story
+from tests.unit.evidence.sample import (
+    OTHER,
+    SECOND,
+    START,
+    STREAM,
+    Stream,
+    answered,
+    asked,
+    ended,
+    opened,
+    story,
+)
 
-SESSION_FIELDS = (
-    "session host boot started ended guard engine attribution pid start_time comm exe exe_sha256 argv uid euid "
-    "user gid groups login_uid login_user audit_session login_from unit user_unit slice container cgroup user_ns "
-    "mnt_ns net_ns parents client_addr client_port server_addr server_port protocol tls tls_subject requests "
-    "allowed denied held masked would rows bytes_in bytes_out null_reason evidence"
-).split()
-EXCHANGE_FIELDS = (
-    "session n at took actions method guard engine collections top_k offset vectors queries rows verdict would "
-    "rule message policy limits masks grant sender outcome request response released_sha256 seq"
-).split()
+SESSION_FIELDS = ["session", "host", "boot", "started", "ended", "guard", "engine", "attribution", "pid", "start_time", "comm", "exe", "exe_sha256", "argv", "uid", "euid", "user", "gid", "groups", "login_uid", "login_user", "audit_session", "login_from", "unit", "user_unit", "slice", "container", "cgroup", "user_ns", "mnt_ns", "net_ns", "parents", "client_addr", "client_port", "server_addr", "server_port", "protocol", "tls", "tls_subject", "requests", "allowed", "denied", "held", "masked", "would", "rows", "bytes_in", "bytes_out", "null_reason", "evidence"]
+EXCHANGE_FIELDS = ["session", "n", "at", "took", "actions", "method", "guard", "engine", "collections", "top_k", "offset", "vectors", "queries", "rows", "verdict", "would", "rule", "message", "policy", "limits", "masks", "grant", "sender", "outcome", "request", "response", "released_sha256", "seq"]
 
 
 def exchanges(folder: Path, session: str) -> list[Exchange]:
@@ -59,7 +62,9 @@ def test_an_intent_without_a_result_may_have_executed(tmp_path: Path) -> None:
 def test_an_abort_is_no_result(tmp_path: Path) -> None:
     stream = Stream(tmp_path)
     stream.block(opened("s1"), asked("s1", 1))
-    stream.block(AbortFrame(at=START + SECOND, up=START + SECOND, session="s1", n=1, reason="client went away"))
+    stream.block(
+        AbortFrame(at=START + SECOND, up=START + SECOND, session="s1", n=1, reason="client went away")
+    )
     (made,) = exchanges(tmp_path, "s1")
     assert made.outcome == UNKNOWN_OUTCOME
     assert made.trace["reason"] == "client went away"
@@ -69,7 +74,9 @@ def test_a_gap_over_an_open_exchange_is_named(tmp_path: Path) -> None:
     stream = Stream(tmp_path)
     stream.block(opened("s1"), asked("s1", 1))
     lost = [LostRange("s1", 1, 4, 5)]
-    gap = GapFrame(at=START, up=START, reason="disk full", frames=5, bytes=9, since=START, until=START, lost=lost)
+    gap = GapFrame(
+        at=START, up=START, reason="disk full", frames=5, bytes=9, since=START, until=START, lost=lost
+    )
     stream.control(gap)
     stream.block(ended("s1"))
     (made,) = exchanges(tmp_path, "s1")
@@ -80,8 +87,15 @@ def test_a_gap_over_an_open_exchange_is_named(tmp_path: Path) -> None:
 def test_chunks_are_joined_into_the_body_they_were(tmp_path: Path) -> None:
     stream = Stream(tmp_path)
     stream.block(opened("s1"), asked("s1", 1, body=None))
-    for side, data in (("request", b"ab"), ("request", b"cd"), ("response", b"x" * 20_000), ("response", b"yz")):
-        chunk = ChunkFrame(at=START, up=START, session="s1", n=1, side=side, sha256=b"", bytes=len(data), body=data)  # type: ignore[arg-type]
+    for side, data in (
+        ("request", b"ab"),
+        ("request", b"cd"),
+        ("response", b"x" * 20_000),
+        ("response", b"yz"),
+    ):
+        chunk = ChunkFrame(
+            at=START, up=START, session="s1", n=1, side=side, sha256=b"", bytes=len(data), body=data
+        )  # type: ignore[arg-type]
         stream.block(chunk)
     stream.block(answered("s1", 1, body=None, bytes=20_002, sha256=b""))
     (made,) = exchanges(tmp_path, "s1")
@@ -98,6 +112,21 @@ def test_a_torn_tail_of_the_newest_segment_is_only_not_yet(tmp_path: Path) -> No
     archive = Archive(tmp_path)
     assert len(list(archive.exchanges("5e551001"))) == 3
     assert not archive.problems
+
+
+def test_an_empty_spare_segment_does_not_make_the_one_before_it_done(tmp_path: Path) -> None:
+    stream = story(tmp_path)
+    (stream.folder / "000001.seg").touch()
+    archive = Archive(tmp_path)
+    follower = archive.follow()
+    with open(stream.path, "ab") as file:
+        file.write(b"VWB1\x01")
+    assert list(follower.poll()) == []
+    assert not archive.problems
+    data = stream.path.read_bytes()
+    stream.path.write_bytes(data[:-5])
+    stream.block(opened("s7"), asked("s7", 1), answered("s7", 1))
+    assert [e.session for _, e in follower.poll()] == ["s7"]
 
 
 def test_a_torn_tail_of_an_older_segment_is_a_problem_and_the_next_is_read(tmp_path: Path) -> None:
@@ -153,7 +182,9 @@ def test_an_opaque_connection_says_its_protocol(tmp_path: Path) -> None:
 
 
 def test_a_card_field_of_a_wrong_type_is_left_out_and_said() -> None:
-    known, reasons = read_card({"pid": "4711", "uid": True, "exe": 5, "argv": "x", "parents": 3, "user": "rag"})
+    known, reasons = read_card(
+        {"pid": "4711", "uid": True, "exe": 5, "argv": "x", "parents": 3, "user": "rag"}
+    )
     assert known == {"user": "rag"}
     assert set(reasons) == {"pid", "uid", "exe", "argv"}
     assert Session(session="s", **known).pid is None

@@ -23,12 +23,24 @@ from tests.unit.evidence.sample import STREAM, Stream, answered, asked, ended, o
 HOSTILE = "</td></pre></style><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x1b[2J\u202e"
 
 
-def pages(folder: Path, target: Path, wanted: Filter = ANYTHING, proof: Proof = Proof("whole", ("ok",), 99, "ab")) -> list[Path]:  # noqa: B008
+def pages(
+    folder: Path, target: Path, wanted: Filter = ANYTHING, proof: Proof = Proof("whole", ("ok",), 99, "ab")
+) -> list[Path]:
     with Index.open(folder) as index:
         index.catch_up()
         query = Query(index)
         sessions = query.sessions(wanted)
-        return write_pages(query, sessions, wanted, target, lambda s: proof, "2026-11-23T19:00:00Z", clean, False, lambda by: None)
+        return write_pages(
+            query,
+            sessions,
+            wanted,
+            target,
+            lambda s: proof,
+            "2026-11-23T19:00:00Z",
+            clean,
+            False,
+            lambda by: None,
+        )
 
 
 class Reader(html.parser.HTMLParser):
@@ -58,7 +70,15 @@ def hostile_page(folder: Path) -> str:
     question.op.method = question.verdict.message = question.verdict.rule = question.verdict.where = HOSTILE
     question.verdict.outcome = question.verdict.would = HOSTILE
     question.head = {HOSTILE: HOSTILE}
-    reply = answered("s1", 1, body=body, ids=(HOSTILE,), masks=((HOSTILE, HOSTILE, 1),), head={HOSTILE: HOSTILE}, reason=HOSTILE)
+    reply = answered(
+        "s1",
+        1,
+        body=body,
+        ids=(HOSTILE,),
+        masks=((HOSTILE, HOSTILE, 1),),
+        head={HOSTILE: HOSTILE},
+        reason=HOSTILE,
+    )
     stream.block(hostile, question, reply, ended("s1"))
     target = folder / "page.html"
     pages(folder / "evidence", target, proof=Proof(HOSTILE, (HOSTILE,), 1, HOSTILE))
@@ -68,7 +88,9 @@ def hostile_page(folder: Path) -> str:
 def test_nothing_in_a_page_can_run_or_be_fetched(tmp_path: Path) -> None:
     raw = hostile_page(tmp_path)
     seen = Reader(raw)
-    assert not {"script", "img", "iframe", "link", "object", "form", "base", "svg", "video", "input"} & set(seen.tags)
+    assert not {"script", "img", "iframe", "link", "object", "form", "base", "svg", "video", "input"} & set(
+        seen.tags
+    )
     for name, value in seen.attributes:
         assert not name.startswith("on")
         assert name not in ("src", "srcset", "action", "background")
@@ -146,7 +168,13 @@ def test_json_lines_hold_every_exchange_and_survive_what_is_not_utf8(tmp_path: P
         query = Query(index)
         lines = list(json_lines(query, query.sessions(ANYTHING), ANYTHING, json_text, lambda by: None))
     made = [json.loads(line) for line in lines]
-    assert [(x["session"], x["n"]) for x in made] == [("5e551001", 1), ("5e551001", 2), ("5e551001", 3), ("5e551002", 1), ("5e551002", 2)]
+    assert [(x["session"], x["n"]) for x in made] == [
+        ("5e551001", 1),
+        ("5e551001", 2),
+        ("5e551001", 3),
+        ("5e551002", 1),
+        ("5e551002", 2),
+    ]
     assert made[-1]["request"]["body"] == {"base64": "/wAbWzJK"}
     assert made[-1]["response"]["body"] == "\x1b[31m"
     assert "\x1b" not in "".join(lines)

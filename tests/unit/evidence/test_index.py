@@ -17,12 +17,23 @@ from hypothesis import strategies as st
 from agent.evidence.archive import Archive, ArchiveError
 from agent.evidence.assemble import Tally
 from agent.evidence.filter import Filter
-from agent.evidence.frames import GapFrame, LostRange
+from agent.evidence.frames import Frame, GapFrame, LostRange
 from agent.evidence.index import Index
 from agent.evidence.query import Query
 from agent.evidence.schema import index_file
 from agent.evidence.views import UNKNOWN_OUTCOME
-from tests.unit.evidence.sample import OTHER, SECOND, START, STREAM, Stream, answered, asked, ended, opened, story
+from tests.unit.evidence.sample import (
+    OTHER,
+    SECOND,
+    START,
+    STREAM,
+    Stream,
+    answered,
+    asked,
+    ended,
+    opened,
+    story,
+)
 
 
 @pytest.fixture
@@ -69,14 +80,19 @@ def test_it_says_the_same_as_reading_every_segment(query: Query, tmp_path: Path)
         (Filter(action="delete", until=START + 7 * SECOND), []),
         (Filter(until=START + SECOND), ["5e551001"]),
         (Filter(since=START + 20 * SECOND), ["5e551002"]),  # it has not ended
-        (Filter(user="rag", verdict="deny", action="scan", since=START, until=START + 60 * SECOND), ["5e551001"]),
+        (
+            Filter(user="rag", verdict="deny", action="scan", since=START, until=START + 60 * SECOND),
+            ["5e551001"],
+        ),
     ],
 )
 def test_filters_find_the_sessions_they_mean(query: Query, wanted: Filter, names: list[str]) -> None:
     assert found(query, wanted) == names
 
 
-texts = st.none() | st.sampled_from(["rag", "eve", "r*", "*", "1000", "/usr/*", "contracts", "kb_1", "chroma-prod"])
+texts = st.none() | st.sampled_from(
+    ["rag", "eve", "r*", "*", "1000", "/usr/*", "contracts", "kb_1", "chroma-prod"]
+)
 times = st.none() | st.integers(0, 12).map(lambda s: START + s * SECOND)
 
 
@@ -117,7 +133,9 @@ def test_it_catches_up_over_a_result_that_came_later(tmp_path: Path) -> None:
     stream.block(opened("s1"), asked("s1", 1))
     with Index.open(tmp_path) as index:
         index.catch_up()
-        assert [e.outcome for e in Query(index).exchanges(Query(index).session("s1@" + STREAM))] == [UNKNOWN_OUTCOME]
+        assert [e.outcome for e in Query(index).exchanges(Query(index).session("s1@" + STREAM))] == [
+            UNKNOWN_OUTCOME
+        ]
         stream.block(answered("s1", 1))
         assert index.behind() > 0
         index.catch_up()
@@ -131,11 +149,14 @@ def test_it_catches_up_over_a_result_that_came_later(tmp_path: Path) -> None:
 
 def test_catching_up_block_by_block_is_the_same_as_at_once(tmp_path: Path) -> None:
     stream = Stream(tmp_path / "a")
-    blocks = [
+    blocks: list[list[Frame]] = [
         [opened("s1"), asked("s1", 1)], [asked("s1", 2, outcome="deny"), answered("s1", 1)], [opened("s2", pid=9)],
         [answered("s1", 2, outcome="refused", ids=())], [asked("s2", 1, would="deny")], [ended("s1", bytes_in=3)],
     ]  # fmt: skip
-    with Index.open(tmp_path / "a") as steps, Index.open(tmp_path / "a", tmp_path / "b" / "other.sqlite") as once:
+    with (
+        Index.open(tmp_path / "a") as steps,
+        Index.open(tmp_path / "a", tmp_path / "b" / "other.sqlite") as once,
+    ):
         for frames in blocks:
             stream.block(*frames)
             steps.catch_up()
@@ -282,7 +303,9 @@ def test_the_same_id_in_two_streams_is_two_sessions(tmp_path: Path) -> None:
 
 def test_numbers_no_honest_writer_makes_are_skipped(tmp_path: Path) -> None:
     stream = Stream(tmp_path)
-    stream.block(opened("s1", pid=2**63 + 5), asked("s1", 2**63 + 1), asked("s1", 1), answered("s1", 1, bytes=2**63))
+    stream.block(
+        opened("s1", pid=2**63 + 5), asked("s1", 2**63 + 1), asked("s1", 1), answered("s1", 1, bytes=2**63)
+    )
     with Index.open(tmp_path) as index:
         index.catch_up()
         assert index.skipped == 2
@@ -294,7 +317,9 @@ def test_gaps_are_told_for_the_session_they_name(tmp_path: Path) -> None:
     stream = Stream(tmp_path)
     stream.block(opened("s1"), asked("s1", 1), answered("s1", 1))
     lost = [LostRange("s1", 2, 7, 12)]
-    frame = GapFrame(at=START, up=START, reason="disk full", frames=12, bytes=9, since=START, until=START, lost=lost)
+    frame = GapFrame(
+        at=START, up=START, reason="disk full", frames=12, bytes=9, since=START, until=START, lost=lost
+    )
     stream.control(frame)
     with Index.open(tmp_path) as index:
         index.catch_up()

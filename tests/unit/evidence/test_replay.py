@@ -75,8 +75,14 @@ def test_hits_are_taken_out_of_the_answers_of_each_engine(document: Any, expecte
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["ids", "result", "id", "points", "hits", "distances", "payload"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["ids", "result", "id", "points", "hits", "distances", "payload"]),
+            inner,
+            max_size=4,
+        )
+    ),
     max_leaves=25,
 )
 
