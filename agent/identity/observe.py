@@ -161,7 +161,7 @@ class Observer:
             into.exe = NO_EXE
             return
         latest = executed.exe if executed is not None else None
-        if _exchanged(record, executed):
+        if self._exchanged(record, executed):
             link = reading.exe_link or b""
             into.same_image = None
             into.exe = Attested(FOREIGN + text(link), reason="its executable was exchanged without an execve")
@@ -177,6 +177,29 @@ class Observer:
         about = executed is not None and latest is not None and _same(latest, record.exe)
         filename = executed.filename if executed is not None and about else None
         into.exe = attest_gone(root, record.exe, filename, self.known, why)
+
+    def _exchanged(self, record: KernelRecord, executed: ExecRecord | None) -> bool:
+        """Whether the file the kernel found at connect is another than the last execve before it set.
+
+        prctl(PR_SET_MM_MAP) lets a process put any file it may execute there, with a capability that
+        every user has in a user namespace of its own (kernel/sys.c, checkpoint_restore_ns_capable).
+        Children inherit the exchanged file with a record that shows it, so for a process that has
+        executed nothing itself the one that did is looked up.
+        """
+        for _ in range(MAX_PARENTS):
+            if executed is None or executed.exe is None or record.exe is None or executed.exec_ns is None:
+                return False
+            if executed.exec_ns >= record.connect_ns:
+                return False  # the record is of the image before it
+            if not _same(executed.exe, record.exe):
+                return True
+            if executed.exec_ns >= executed.start_ns or not executed.parent_tgid:
+                return False
+            parent = self.executed(executed.parent_tgid, executed.parent_start_ns or 0)
+            if parent is None or parent.exec_ns != executed.exec_ns:
+                return False  # not known any more, or it has executed another program since
+            executed = parent
+        return False
 
     def _parents(self, record: KernelRecord, child_start: int, into: Observation) -> None:
         """The parent as it was when the child connected, and who stands above it now."""
@@ -294,14 +317,3 @@ class Observer:
 
 def _same(one: FileId, other: FileId) -> bool:
     return (one.dev, one.ino) == (other.dev, other.ino)
-
-
-def _exchanged(record: KernelRecord, executed: ExecRecord | None) -> bool:
-    """Whether the file the kernel found at connect is another than the last execve before it set.
-
-    prctl(PR_SET_MM_MAP) lets a process put any file it may execute there, with a capability that
-    every user has in a user namespace of its own (kernel/sys.c, checkpoint_restore_ns_capable).
-    """
-    if executed is None or executed.exe is None or record.exe is None or executed.exec_ns is None:
-        return False
-    return executed.exec_ns < record.connect_ns and not _same(executed.exe, record.exe)

@@ -262,14 +262,16 @@ if libc.prctl(35, 14, ctypes.create_string_buffer(layout, len(layout)), n(len(la
 """
 
 
-def test_an_executable_exchanged_by_prctl_is_foreign(scene: Scene) -> None:
+@pytest.mark.parametrize("forks", [0, 1, 2])
+def test_an_executable_exchanged_by_prctl_is_foreign(scene: Scene, forks: int) -> None:
+    fork = "if os.fork(): os.wait(); os._exit(0)\n"
     loader = next(map(os.path.realpath, [*glob.glob("/lib64/ld-linux*"), *glob.glob("/lib/ld-linux*")]))
-    attack = f"import os\nAPP = {scene.app!r}\n{EXCHANGE}\n{CLIENT}"
+    attack = f"import os\nAPP = {scene.app!r}\n{EXCHANGE}\n{fork * forks}{CLIENT}"
     process = scene.arena.popen(
         [loader, PYTHON, "-c", attack], user=NOBODY, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     caller = Caller(scene, process)
-    assert os.readlink(f"/proc/{process.pid}/exe") == scene.app, "the attack works on /proc"
+    assert os.readlink(f"/proc/{caller.record.tgid}/exe") == scene.app, "the attack works on /proc"
     found = os.stat(scene.app)
     assert caller.record.exe is not None
     assert caller.record.exe.ino == found.st_ino, "and on the kernel's record"
