@@ -14,12 +14,13 @@ from typing import Any, Final
 import msgspec
 
 from agent.engines.qdrant_filter import holds
-from agent.engines.splice import read_answer
+from agent.engines.splice import cut_answer, read_answer
 from agent.engines.veil import Veil
 from agent.protocols.http import Answer, Refusal, Response
 from policy.model import Verdict
 
 MAX_IDS: Final = 10_000  # kept for evidence from one answer
+LARGE: Final = 16 * 1024  # bytes from which vectors are cut out before ids are read
 _VECTORS: Final = ("vector", "vectors")
 _LIST: Final = frozenset({"search", "recommend", "discover", "retrieve"})
 _POINTS: Final = frozenset({"query", "scroll"})
@@ -84,9 +85,17 @@ def seen(kind: str, response: Response) -> tuple[tuple[str, ...], int]:
     if kind not in _ROWS or not 200 <= response.status < 300:
         return (), 0
     try:
-        found = _read_ids(kind, response.body)
+        return _read_seen(kind, response.body)
     except (msgspec.DecodeError, ValueError, RecursionError):
         return (), 0
+
+
+def _read_seen(kind: str, body: bytes) -> tuple[tuple[str, ...], int]:
+    if kind not in _ROWS:
+        raise ValueError("no rows are looked for in this answer")
+    if len(body) > LARGE:  # ids are no arrays: what stands in the place of a vector does not matter
+        body = b"0".join(cut_answer(body)[0])
+    found = _read_ids(kind, body)
     return tuple([str(row.id) for row in found[:MAX_IDS]]), len(found)
 
 
@@ -124,6 +133,11 @@ def mask(
     if not ok or kind not in _ROWS | _BARE:
         return _mask_other(veil, response)
     veil.skip_text(response.body)
+    if not (veil.reads_rows or verdict.filters) and (verdict.vectors or not _may_hold_vectors(response.body)):
+        try:
+            return Answer(response.body, *_read_seen(kind, response.body))
+        except (msgspec.DecodeError, ValueError, RecursionError):
+            pass  # not of the known form: what follows says how
     reading = read_answer(response.body, opens_numbers=veil.reads_text)
     tree = reading.tree
     if not isinstance(tree, dict) or "result" not in tree:
@@ -144,6 +158,11 @@ def mask(
         _mask_groups(veil, verdict, tree["result"])
     taken = veil.masked()
     return Answer(reading.write(tree) if taken else response.body, tuple(ids), rows, taken)
+
+
+def _may_hold_vectors(body: bytes) -> bool:
+    """False: no object in it has a key that a vector stands under, in whatever spelling."""
+    return b'"vector' in body or b"\\u" in body
 
 
 def _rows_of(value: Any) -> list[Row]:

@@ -63,6 +63,11 @@ class Veil:
         return bool(self._payload or self._pii) or self._fields is not None
 
     @property
+    def reads_rows(self) -> bool:
+        """Whether anything but vectors has to be looked for in rows."""
+        return self.reads_payload or bool(self._columns) or self._scores is not None
+
+    @property
     def reads_text(self) -> bool:
         return bool(self._pii)
 
@@ -124,16 +129,22 @@ class Veil:
             return [member for member in members if member is not DROP]
         if not isinstance(node, dict):
             return node
-        done: dict[str, Any] = {}
-        for name, value in node.items():
-            own = parts(name)
-            if path[0] == "*":
-                value = self._mask(value, path[1:], mask)
-            elif own[: len(path)] == path or not own:
-                value = self._mask(value, (), mask) if own else value
+        head = path[0]
+        names = list(node) if head == "*" else [n for n in node if n == head or "." in n or "[]" in n]
+        if not names:
+            return node
+        done = dict(node)
+        for name in names:
+            own = (head,) if head == "*" else parts(name)
+            if own and own[: len(path)] == path:
+                value = self._mask(node[name], (), mask)
             elif own and path[: len(own)] == own:
-                value = self._mask(value, path[len(own) :], mask)
-            if value is not DROP:
+                value = self._mask(node[name], path[len(own) :], mask)
+            else:
+                continue
+            if value is DROP:
+                del done[name]
+            else:
                 done[name] = value
         return done
 

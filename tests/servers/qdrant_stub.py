@@ -176,6 +176,10 @@ def change(act: Callable[..., Any], name: str, *args: Any, **more: Any) -> Body:
     return DONE
 
 
+def update_vectors(name: str, body: Body) -> Body:
+    return change(db.update_vectors, name, parse(list[models.PointVectors], body["points"]))
+
+
 def batch_update(name: str, body: Body) -> list[Body]:
     kind = TypeAdapter(models.UpdateOperation)
     db.batch_update_points(name, [kind.validate_python(operation) for operation in body["operations"]])
@@ -247,7 +251,7 @@ SERVED: dict[str, Callable[..., Any]] = {
     f"PUT {P}/payload": lambda b, c: change(db.overwrite_payload, c, b["payload"], selector(b)),
     f"POST {P}/payload/delete": lambda b, c: change(db.delete_payload, c, b["keys"], selector(b)),
     f"POST {P}/payload/clear": lambda b, c: change(db.clear_payload, c, selector(b)),
-    f"PUT {P}/vectors": lambda b, c: change(db.update_vectors, c, parse(list[models.PointVectors], b["points"])),
+    f"PUT {P}/vectors": lambda b, c: update_vectors(c, b),
     f"POST {P}/vectors/delete": lambda b, c: change(db.delete_vectors, c, b["vector"], selector(b)),
     f"POST {P}/batch": lambda b, c: batch_update(c, b),
 }  # fmt: skip

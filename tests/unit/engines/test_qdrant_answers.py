@@ -217,3 +217,20 @@ def test_a_field_with_a_dot_or_a_list_is_masked_as_a_path_too() -> None:
         "a.ssn": None,
         "a": {"ssn": None},
     }
+
+
+def test_a_star_masks_every_field_below() -> None:
+    decided = verdict(masks=(mask(field="payload.*.ssn", how="redact"),))
+    call = request("POST", f"{P}/scroll", {})
+    payload = {"a": {"ssn": 1, "b": 2}, "c": [{"ssn": 3}], "d": 4}
+    tree, _ = masked(engine("qdrant"), call, decided, answer(envelope({"points": [row(1, payload=payload)]})))
+    done = tree["result"]["points"][0]["payload"]
+    assert done == {"a": {"ssn": "[redacted]", "b": 2}, "c": [{"ssn": "[redacted]"}], "d": 4}
+
+
+def test_ids_of_a_large_answer_are_read_around_its_vectors() -> None:
+    asked = engine("qdrant")
+    call = request("POST", f"{P}/query", {"query": VECTOR})
+    rows = [row(n, note=f"x{VECTOR * 9}") for n in range(20)]
+    seen = asked.observe(call, ask(asked, call), answer(envelope({"points": rows})))
+    assert seen.ids == tuple(str(n) for n in range(20))

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masks on every shape of Chroma's answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agent.protocols.http import Refusal
+from tests.unit.engines.calls import CHROMA, UUID, VECTOR, answer, ask, engine, mask, masked, request, verdict
+
+ONE = f"{CHROMA}/{UUID}"
+GET = request("POST", f"{ONE}/get", {"include": ["embeddings", "metadatas", "documents"]})
+QUERY = request("POST", f"{ONE}/query", {"query_embeddings": [VECTOR, VECTOR]})
+ROW = {"ssn": "123", "title": "t", "mail": "u@b.org", "tenant": "acme"}
+FLAT: dict[str, Any] = {
+    "ids": ["a", "b"],
+    "embeddings": [VECTOR, VECTOR],
+    "documents": ["from u@b.org", None],
+    "uris": None,
+    "metadatas": [ROW, None],
+    "include": ["embeddings", "documents", "metadatas"],
+}
+NESTED: dict[str, Any] = {
+    **{name: value if value is None else [value, value] for name, value in FLAT.items() if name != "include"},
+    "distances": [[0.123456, 1.9876], [0.5, None]],
+    "include": FLAT["include"],
+}
+SHAPES = [(GET, FLAT), (QUERY, NESTED)]
+STRICT = verdict(
+    vectors=False,
+    masks=(mask(field="metadatas.ssn", how="drop"), mask(pii=("email",)), mask(scores=2)),
+)
+
+
+@pytest.mark.parametrize(("call", "body"), SHAPES)
+def test_masks_leave_every_column_its_length(call: Any, body: Any) -> None:
+    tree, out = masked(engine("chroma"), call, STRICT, answer(body))
+    assert tree["embeddings"] is None
+    assert tree["include"] == ["documents", "metadatas"]
+    rows = tree["metadatas"] if call is GET else tree["metadatas"][1]
+    documents = tree["documents"] if call is GET else tree["documents"][1]
+    assert rows == [{"title": "t", "mail": "[email]", "tenant": "acme"}, None]
+    assert documents == ["from [email]", None]
+    assert out.rows == (2 if call is GET else 4)
+    assert out.ids[:2] == ("a", "b")
+    assert b"@b.org" not in out.body
+    if call is QUERY:
+        assert tree["distances"][0] == [0.12, 1.99]
+        assert tree["distances"][1] == [0.5, None]
+
+
+@pytest.mark.parametrize(("call", "body"), SHAPES)
+def test_only_the_allowed_fields_remain(call: Any, body: Any) -> None:
+    tree, _ = masked(engine("chroma"), call, verdict(fields=frozenset({"title"})), answer(body))
+    rows = tree["metadatas"] if call is GET else tree["metadatas"][0]
+    documents = tree["documents"] if call is GET else tree["documents"][0]
+    assert (rows, documents) == ([{"title": "t"}, None], [None, None])
+    shown = verdict(fields=frozenset({"title", "documents"}))
+    tree, _ = masked(engine("chroma"), call, shown, answer(body))
+    assert (tree["documents"] if call is GET else tree["documents"][0])[0] == "from u@b.org"
+
+
+@pytest.mark.parametrize(("call", "body"), SHAPES)
+def test_what_is_not_changed_is_released_as_its_own_bytes(call: Any, body: Any) -> None:
+    asked, response = engine("chroma"), answer(body)
+    kept = asked.mask(
+        call, ask(asked, call), verdict(masks=(mask(field="payload.none", how="drop"),)), response
+    )
+    assert kept.body is response.body
+    seen = asked.observe(call, ask(asked, call), response)
+    assert (seen.ids, seen.rows, seen.body) == (kept.ids, kept.rows, response.body)
+
+
+def test_documents_are_a_field_of_their_own() -> None:
+    decided = verdict(masks=(mask(field="documents", how="redact"),))
+    tree, _ = masked(engine("chroma"), GET, decided, answer(FLAT))
+    assert tree["documents"] == ["[redacted]", None]
+
+
+def test_ids_are_read_from_the_first_column_whatever_stands_in_them() -> None:
+    ids = ['],"embeddings', "é\n", "[", "plain"]
+    asked = engine("chroma")
+    response = answer(b'{"ids":' + answer(ids).body + b',"embeddings":null}')
+    assert asked.observe(GET, ask(asked, GET), response).ids == tuple(ids)
+
+
+def test_a_row_outside_the_filter_is_never_released() -> None:
+    with pytest.raises(Refusal):
+        masked(engine("chroma"), GET, verdict(filters=(("tenant", "acme"),)), answer(FLAT))
+    own = {**FLAT, "metadatas": [ROW, ROW]}
+    tree, _ = masked(engine("chroma"), GET, verdict(filters=(("tenant", "acme"),)), answer(own))
+    assert tree["ids"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"ids":5}', b'{"ids":[],"metadatas":5}', b"<html>"])
+def test_an_answer_of_another_form_is_not_released(body: bytes) -> None:
+    asked = engine("chroma")
+    with pytest.raises(Refusal):
+        asked.mask(GET, ask(asked, GET), STRICT, answer(body))
+    assert asked.observe(GET, ask(asked, GET), answer(body)).body == body
+
+
+def test_error_bodies_are_masked_like_answers() -> None:
+    error = answer({"error": "ChromaError", "message": "no u@b.org"}, 400)
+    tree, _ = masked(engine("chroma"), GET, STRICT, error)
+    assert tree["message"] == "no [email]"
+
+
+def test_an_answer_that_cannot_be_read_is_not_released_under_a_mask() -> None:
+    asked = engine("chroma")
+    for call in (request("POST", f"{ONE}/conditional/get", {}), request("GET", "/api/v1/x")):
+        with pytest.raises(Refusal):
+            asked.mask(call, ask(asked, call), STRICT, answer(FLAT))
+
+
+def test_embeddings_are_stripped_whatever_else_is_not_masked() -> None:
+    tree, out = masked(engine("chroma"), QUERY, verdict(vectors=False), answer(NESTED))
+    assert (tree["embeddings"], tree["include"]) == (None, ["documents", "metadatas"])
+    assert ("vectors", 2) in {(taken.what, taken.count) for taken in out.masks}
+    spaced = b'{"ids":["a"],"embeddings" : [[1]],"include":[]}'
+    assert masked(engine("chroma"), GET, verdict(vectors=False), answer(spaced))[0]["embeddings"] is None
+    spelt = b'{"ids":["a"],"embe\\u0064dings":[[1]],"include":[]}'
+    assert masked(engine("chroma"), GET, verdict(vectors=False), answer(spelt))[0]["embeddings"] is None
+    without = answer({**FLAT, "embeddings": None, "include": []})
+    out = engine("chroma").mask(GET, ask(engine("chroma"), GET), verdict(vectors=False), without)
+    assert out.ids == ("a", "b")
