@@ -40,7 +40,7 @@ STYLES = {
     "dim": "dim",
 }
 
-# C0 but tab and newline, DEL, C1, zero-width and bidirectional controls, line separators, BOM, tags, surrogates.
+# C0 but tab and newline, DEL, C1, zero-width and bidirectional controls, separators, BOM, tags, surrogates.
 _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )

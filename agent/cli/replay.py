@@ -125,8 +125,7 @@ def _print(item: Step, session: Session, screen: Console, bodies: bool) -> None:
                 _line(
                     item.at,
                     "!",
-                    f"{item.gap.frames} records of exchanges {item.gap.first} to {item.gap.last} are missing: "
-                    f"{item.gap.reason} (signed gap)",
+                    item.gap.text,
                     "bold yellow",
                 )
             )

@@ -42,8 +42,8 @@ COLUMNS: tuple[Column[Sighting], ...] = (
 def seen(settings: Settings, identifier: str, wanted: Filter, every: bool) -> None:
     """Who ever got point or row ID back, when, and by which exchange: the list for a breach notification.
 
-    Ids are what the database calls its points, so name the --guard or --collection where several use the same.
-    What was recorded at level `meta` holds no ids, and passed answers that could not be read hold none either.
+    Ids are what the database calls its points, so name the --guard or --collection where several use the
+    same. What was recorded at level `meta` holds no ids, and answers that could not be read hold none either.
     """
     with asking(settings) as query:
         found = query.seen(identifier, wanted)

@@ -66,7 +66,8 @@ def identity(session: Session) -> Iterable[tuple[str, object]]:
     why = session.null_reason
     person = session.user or (f"uid {session.uid}" if session.uid is not None else None)
     if person and session.uid is not None and session.user:
-        person += f" (uid {session.uid}{f', euid {session.euid}' if session.euid not in (None, session.uid) else ''})"
+        other = f", euid {session.euid}" if session.euid not in (None, session.uid) else ""
+        person += f" (uid {session.uid}{other})"
     login = session.login_user or session.login_uid
     origin = {k: v for k, v in (session.login_from or {}).items() if v}
     if login is not None and origin:
@@ -155,13 +156,7 @@ def print_identity(session: Session, screen: Console) -> None:
 
 def print_gaps(gaps: list[Gap], screen: Console) -> None:
     for gap in gaps:
-        which = f"exchange {gap.first}" if gap.first == gap.last else f"exchanges {gap.first} to {gap.last}"
-        screen.print(
-            text(
-                f"{day_time(stamp(gap.at))}: {gap.frames} records of {which} are missing: {gap.reason} (signed gap)",
-                "bold yellow",
-            )
-        )
+        screen.print(text(f"{day_time(stamp(gap.at))}: {gap.text}", "bold yellow"))
 
 
 @click.command()
@@ -182,8 +177,8 @@ def print_gaps(gaps: list[Gap], screen: Console) -> None:
 def show(settings: Settings, session: str, number: int | None, after: int, limit: int) -> None:
     """One session: its identity card and its exchanges.
 
-    SESSION is an id, or the beginning or end of one. With --exchange N that exchange whole: what was asked, how
-    and by which rule it was decided, and the answer as it was delivered.
+    SESSION is an id, or the beginning or end of one. With --exchange N that exchange whole: what was asked,
+    how and by which rule it was decided, and the answer as it was delivered.
     """
     with asking(settings) as query:
         found = query.session(session)

@@ -43,9 +43,9 @@ def verify(
 ) -> int:
     """Prove the evidence of DIR: chains, signatures, gaps, torn tails. Needs only the public key.
 
-    Exit 0: whole (what was torn by a crash, lost or unproven is listed, it is no tampering). Exit 4: tampered,
-    truncated, or the chain of keys is broken. Without --key the folder's own key is trusted, which proves
-    nothing against who could replace both.
+    Exit 0: whole (what was torn by a crash, lost or unproven is listed, it is no tampering). Exit 4:
+    tampered, truncated, or the chain of keys is broken. Without --key the folder's own key is trusted,
+    which proves nothing against who could replace both.
     """
     root = folder or settings.evidence_dir()
     try:
@@ -76,7 +76,8 @@ def _as_dict(report: Report) -> dict[str, object]:
     return {
         "whole": report.exit_code == 0,
         "findings": [asdict(f) for f in report.findings],
-        "frames": proof.frames, "bytes": proof.bytes, "checkpoints": proof.checkpoints, "streams": proof.streams,
+        "frames": proof.frames, "bytes": proof.bytes, "checkpoints": proof.checkpoints,
+        "streams": proof.streams,
         "unsigned": proof.unsigned, "anchor": proof.anchor, "trusted": proof.trusted, "took": report.seconds,
         "exchanges": audit.exchanges,
         "unknown": {"count": audit.unknown_count, "listed": [asdict(x) for x in audit.unknown]},
@@ -94,7 +95,7 @@ def _print(root: Path, report: Report, screen: Console, own_key: bool) -> None:
         ("checkpoints", f"{proof.checkpoints}, {proof.unsigned} frames not yet signed"),
         ("exchanges", audit.exchanges or None),
         ("trusting", text(proof.trusted, "yellow" if own_key else "green")),
-        ("last checkpoint", f"{proof.anchor} (keep it elsewhere, give it back with --anchor)" if proof.anchor else None),
+        ("last checkpoint", f"{proof.anchor} (keep it elsewhere, for --anchor)" if proof.anchor else None),
         ("speed", f"{span(report.seconds)}, {size(int(report.rate))}/s"),
     ]))  # fmt: skip
     if report.findings:

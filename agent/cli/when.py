@@ -48,7 +48,8 @@ _UNITS = {
 _DAYS = {"today": 0, "yesterday": -1, "tomorrow": 1}
 _SPAN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-zµ]*)")
 _STAMP = re.compile(
-    r"(?:[A-Z][a-z]{2} )?(?:(\d{4})-(\d\d?)-(\d\d?))?[ T]?(?:(\d\d?):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?)?\s*(Z|UTC|[+-]\d\d:?\d\d)?"
+    r"(?:[A-Z][a-z]{2} )?(?:(\d{4})-(\d\d?)-(\d\d?))?[ T]?"
+    r"(?:(\d\d?):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?)?\s*(Z|UTC|[+-]\d\d:?\d\d)?"
 )
 
 
@@ -90,7 +91,8 @@ def _parse_stamp(word: str, now: datetime) -> int:
     found = _STAMP.fullmatch(word)
     if not found or (found[1] is None and found[4] is None):
         raise ValueError(
-            f"not a time: {word!r}; write it as journalctl takes it: '2026-11-23 18:00', 'yesterday', '-2h', '@1795459066'"
+            f"not a time: {word!r}; write it as journalctl takes it: "
+            "'2026-11-23 18:00', 'yesterday', '-2h', '@1795459066'"
         )
     year, month, day = (int(g) for g in found.group(1, 2, 3)) if found[1] else (now.year, now.month, now.day)
     hour, minute, second = (int(g or 0) for g in found.group(4, 5, 6))

@@ -129,7 +129,7 @@ def _delivered(exchange: Exchange) -> Iterable[tuple[str, object]]:
     )
     yield (
         "frames",
-        f"intent {exchange.intent_seq or '-'}, result {exchange.result_seq or '-'} of stream {exchange.stream}",
+        f"intent {exchange.intent_seq or '-'}, result {exchange.result_seq or '-'} of {exchange.stream}",
     )
 
 

@@ -346,7 +346,8 @@ def read_card(card: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     for name, value in card.items():
         if value is None:
             continue
-        if (name in _INTS and isinstance(value, int) and not isinstance(value, bool)) or (name in _TEXTS and isinstance(value, str)):
+        number = isinstance(value, int) and not isinstance(value, bool)
+        if (name in _INTS and number) or (name in _TEXTS and isinstance(value, str)):
             known[name] = value
         elif name in _LISTS and isinstance(value, list | tuple):
             known[name] = tuple(str(v) for v in value)

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: E501 - markup is read line by line
 """Exchanges and sessions to files that leave this host: JSON lines, and pages for people.
 
 A file appears whole or not at all, mode 0600: it holds what clients asked and got. Nothing is overwritten
@@ -69,10 +70,7 @@ def write_page(
 ) -> None:
     """One session's page."""
     total = query.count(session, wanted)
-    notes = [
-        f"{g.frames} records of exchanges {g.first} to {g.last} are missing: {g.reason} (signed gap, {stamp(g.at)})"
-        for g in query.gaps(session)
-    ]
+    notes = [f"{stamp(g.at)}: {g.text}" for g in query.gaps(session)]
 
     def counted() -> Iterator[Exchange]:
         for exchange in query.exchanges(session, wanted):
@@ -97,7 +95,7 @@ def write_pages(
     force: bool,
     advance: Advance,
 ) -> list[Path]:
-    """A page for each session: in the file `target` for one session, else in the folder `target` with a list."""
+    """A page for each session: the file `target` for one session, else in the folder `target` with a list."""
     if len(sessions) == 1 and not target.is_dir():
         with whole_file(target, force) as file:
             write_page(query, sessions[0], wanted, file, proof_of(sessions[0]), made_at, clean, advance)

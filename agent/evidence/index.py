@@ -115,7 +115,7 @@ class Index:
             raise ArchiveError(f"{self.file}: {error}", "vecward index rebuild makes it again") from None
 
     def _fits(self) -> bool:
-        """Whether the last block of each stream that it took is still where it was, with the same chain value."""
+        """Whether the last block of each stream that it took is still there, with the same chain value."""
         for row in self.database.execute("SELECT * FROM streams").fetchall():
             path = self.archive.path(row["stream"]) / segment_name(row["last_segment"])
             if path.exists() and _chain_at(path, row["last_block"]) != row["last_chain"]:
@@ -174,9 +174,9 @@ class Index:
             return
         with transaction(db):
             db.execute(
-                "INSERT INTO seen SELECT key, sid, min(n), max(n), count(*) FROM seen_new WHERE 1 GROUP BY key, sid "
-                "ON CONFLICT DO UPDATE SET first = min(first, excluded.first), last = max(last, excluded.last), "
-                "count = count + excluded.count"
+                "INSERT INTO seen SELECT key, sid, min(n), max(n), count(*) FROM seen_new WHERE 1 "
+                "GROUP BY key, sid ON CONFLICT DO UPDATE SET first = min(first, excluded.first), "
+                "last = max(last, excluded.last), count = count + excluded.count"
             )
             db.execute("DELETE FROM seen_new")
 

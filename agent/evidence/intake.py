@@ -319,7 +319,8 @@ class Intake:
         )
         db.executemany("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?)", self._chunks)
         db.executemany(
-            "INSERT INTO session_shapes VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count, "
+            "INSERT INTO session_shapes VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT DO UPDATE SET count = count + excluded.count, "
             "first = min(first, excluded.first), last = max(last, excluded.last)",
             [(sid, shape, *use) for (sid, shape), use in self._uses.items()],
         )

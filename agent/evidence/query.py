@@ -40,10 +40,17 @@ class Gap:
     reason: str
     at: int
 
+    @property
+    def text(self) -> str:
+        which = (
+            f"exchange {self.first}" if self.first == self.last else f"exchanges {self.first} to {self.last}"
+        )
+        return f"{self.frames} records of {which} are missing: {self.reason} (signed gap)"
+
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A session that got an id back: in `count` answers, the first and the last of them by number and time."""
+    """A session that got an id back: in `count` answers, the first and last of them by number and time."""
 
     session: Session
     count: int
@@ -168,7 +175,8 @@ class Query:
         """Number, time and verdict of each exchange that matches, from the index alone."""
         where, values = exchange_terms(wanted)
         rows = self._db.execute(
-            f"SELECT e.n, e.at, h.verdict FROM exchanges e JOIN shapes h ON h.id = e.shape WHERE e.sid = ? {where} "
+            f"SELECT e.n, e.at, h.verdict FROM exchanges e JOIN shapes h ON h.id = e.shape "
+            f"WHERE e.sid = ? {where} "
             "ORDER BY e.n",
             (self._sid(session), *values),
         )
@@ -226,7 +234,8 @@ class Query:
         where, values = session_terms(wanted, times=False, exchanges=False)
         rows = self._db.execute(
             f"SELECT s.*, x.first AS x_first, x.last AS x_last, x.count AS x_count FROM seen x "
-            f"JOIN sessions s ON s.id = x.sid {where} {'AND' if where else 'WHERE'} x.key = ? ORDER BY s.started",
+            f"JOIN sessions s ON s.id = x.sid {where} {'AND' if where else 'WHERE'} x.key = ? "
+            "ORDER BY s.started",
             (*values, id_hash(self.index.key, identifier)),
         ).fetchall()
         made = (self._sighting(row, identifier, wanted) for row in rows)
@@ -263,7 +272,8 @@ class Query:
     def _sid(self, session: Session) -> int:
         span = _span(session)
         row = self._db.execute(
-            "SELECT s.id FROM sessions s JOIN streams t ON t.id = s.stream WHERE s.session = ? AND t.stream = ?",
+            "SELECT s.id FROM sessions s JOIN streams t ON t.id = s.stream "
+            "WHERE s.session = ? AND t.stream = ?",
             (session.session, span.stream),
         ).fetchone()
         if row is None:

@@ -83,9 +83,7 @@ def main() -> None:
             index.rebuild()
             took, cpu = time.perf_counter() - began, time.process_time() - cpu
             known = index.info()
-            print(
-                f"{known.exchanges} exchanges of {known.sessions} sessions in {size / 2**20:.0f} MiB of segments"
-            )
+            print(f"{known.exchanges} exchanges of {known.sessions} sessions in {size / 2**20:.0f} MiB")
             print(
                 f"index: {took:.1f} s ({cpu:.1f} s CPU), {known.exchanges / took:.0f} exchanges/s, "
                 f"{known.bytes / 2**20:.0f} MiB, {known.bytes / known.exchanges:.0f} B/exchange, "

@@ -29,7 +29,8 @@ def test_help_lists_every_command_without_loading_one() -> None:
 
 
 def test_no_command_module_is_imported_before_it_is_named() -> None:
-    probe = "import sys, agent.cli.main; print([m for m in sys.modules if m in ('rich', 'msgspec', 'sqlite3', 'pydantic', 'agent.cli.sessions')])"
+    heavy = ("rich", "msgspec", "sqlite3", "pydantic", "agent.cli.sessions")
+    probe = f"import sys, agent.cli.main; print([m for m in sys.modules if m in {heavy!r}])"
     found = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 

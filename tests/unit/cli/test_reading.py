@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: E501 - tables of expected words
 """The evidence commands, in process: what people and programs read."""
 
 from __future__ import annotations

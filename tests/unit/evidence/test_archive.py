@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
+
 """Reading an evidence folder: torn, growing, damaged, and what is shown of an exchange."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -24,8 +26,88 @@ from tests.unit.evidence.sample import (
     story,
 )
 
-SESSION_FIELDS = ["session", "host", "boot", "started", "ended", "guard", "engine", "attribution", "pid", "start_time", "comm", "exe", "exe_sha256", "argv", "uid", "euid", "user", "gid", "groups", "login_uid", "login_user", "audit_session", "login_from", "unit", "user_unit", "slice", "container", "cgroup", "user_ns", "mnt_ns", "net_ns", "parents", "client_addr", "client_port", "server_addr", "server_port", "protocol", "tls", "tls_subject", "requests", "allowed", "denied", "held", "masked", "would", "rows", "bytes_in", "bytes_out", "null_reason", "evidence"]
-EXCHANGE_FIELDS = ["session", "n", "at", "took", "actions", "method", "guard", "engine", "collections", "top_k", "offset", "vectors", "queries", "rows", "verdict", "would", "rule", "message", "policy", "limits", "masks", "grant", "sender", "outcome", "request", "response", "released_sha256", "seq"]
+SESSION_FIELDS = [
+    "session",
+    "host",
+    "boot",
+    "started",
+    "ended",
+    "guard",
+    "engine",
+    "attribution",
+    "pid",
+    "start_time",
+    "comm",
+    "exe",
+    "exe_sha256",
+    "argv",
+    "uid",
+    "euid",
+    "user",
+    "gid",
+    "groups",
+    "login_uid",
+    "login_user",
+    "audit_session",
+    "login_from",
+    "unit",
+    "user_unit",
+    "slice",
+    "container",
+    "cgroup",
+    "user_ns",
+    "mnt_ns",
+    "net_ns",
+    "parents",
+    "client_addr",
+    "client_port",
+    "server_addr",
+    "server_port",
+    "protocol",
+    "tls",
+    "tls_subject",
+    "requests",
+    "allowed",
+    "denied",
+    "held",
+    "masked",
+    "would",
+    "rows",
+    "bytes_in",
+    "bytes_out",
+    "null_reason",
+    "evidence",
+]
+EXCHANGE_FIELDS = [
+    "session",
+    "n",
+    "at",
+    "took",
+    "actions",
+    "method",
+    "guard",
+    "engine",
+    "collections",
+    "top_k",
+    "offset",
+    "vectors",
+    "queries",
+    "rows",
+    "verdict",
+    "would",
+    "rule",
+    "message",
+    "policy",
+    "limits",
+    "masks",
+    "grant",
+    "sender",
+    "outcome",
+    "request",
+    "response",
+    "released_sha256",
+    "seq",
+]
 
 
 def exchanges(folder: Path, session: str) -> list[Exchange]:
@@ -87,15 +169,13 @@ def test_a_gap_over_an_open_exchange_is_named(tmp_path: Path) -> None:
 def test_chunks_are_joined_into_the_body_they_were(tmp_path: Path) -> None:
     stream = Stream(tmp_path)
     stream.block(opened("s1"), asked("s1", 1, body=None))
-    for side, data in (
-        ("request", b"ab"),
-        ("request", b"cd"),
-        ("response", b"x" * 20_000),
-        ("response", b"yz"),
-    ):
+    sides: tuple[tuple[Literal["request", "response"], bytes], ...] = (
+        ("request", b"ab"), ("request", b"cd"), ("response", b"x" * 20_000), ("response", b"yz"),
+    )  # fmt: skip
+    for side, data in sides:
         chunk = ChunkFrame(
             at=START, up=START, session="s1", n=1, side=side, sha256=b"", bytes=len(data), body=data
-        )  # type: ignore[arg-type]
+        )
         stream.block(chunk)
     stream.block(answered("s1", 1, body=None, bytes=20_002, sha256=b""))
     (made,) = exchanges(tmp_path, "s1")

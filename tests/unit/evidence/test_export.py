@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: E501 - hostile values and expected words
 """What leaves the host: whole files, every field, and nothing that a browser would run or fetch."""
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from tests.unit.evidence.sample import STREAM, Stream, answered, asked, ended, o
 
 HOSTILE = "</td></pre></style><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x1b[2J\u202e"
 
+WHOLE = Proof("whole", ("ok",), 99, "ab")
 
-def pages(
-    folder: Path, target: Path, wanted: Filter = ANYTHING, proof: Proof = Proof("whole", ("ok",), 99, "ab")
-) -> list[Path]:
+
+def pages(folder: Path, target: Path, wanted: Filter = ANYTHING, proof: Proof = WHOLE) -> list[Path]:
     with Index.open(folder) as index:
         index.catch_up()
         query = Query(index)
@@ -146,9 +147,14 @@ def test_a_file_name_is_made_of_harmless_characters(tmp_path: Path) -> None:
 
 def test_a_file_appears_whole_private_and_never_over_another(tmp_path: Path) -> None:
     target = tmp_path / "out.jsonl"
-    with pytest.raises(RuntimeError), whole_file(target, False) as file:
-        file.write("half")
-        raise RuntimeError
+
+    def break_off() -> None:
+        with whole_file(target, False) as file:
+            file.write("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        break_off()
     assert list(tmp_path.iterdir()) == []
     with whole_file(target, False) as file:
         file.write("all")

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: E501 - tables of cases
 """A session as steps in time, and the hits of recorded answers."""
 
 from __future__ import annotations
