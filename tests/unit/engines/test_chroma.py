@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -314,3 +315,24 @@ def test_clamps_cut_every_home_of_the_limit() -> None:
 def test_the_error_is_one_that_chromadb_knows() -> None:
     response = engine("chroma").refuse(403, "denied", "no (rule x)", "x")
     assert json.loads(response.body) == {"error": "AuthorizationError", "message": "no (rule x)"}
+
+
+def test_a_digest_covers_embeddings_in_both_spellings() -> None:
+    packed = base64.b64encode(bytes(4 * 64)).decode()
+    body = {
+        "ids": [packed],
+        "embeddings": [packed, None, packed],
+        "documents": [f'"embeddings":["{packed}"]'],
+    }
+    for separators in ((",", ":"), (", ", ": ")):
+        raw = json.dumps(body, separators=separators).encode()
+        recorded, count = engine("chroma").digest(raw)
+        tree = json.loads(recorded)
+        assert count == 2
+        assert tree["embeddings"][0]["dim"] == 64
+        assert tree["embeddings"][1] is None
+        assert (tree["ids"], tree["documents"]) == (body["ids"], body["documents"])
+    plain = json.dumps({"embeddings": [VECTOR], "x": 1}).encode()
+    assert engine("chroma").digest(plain)[1] == 1
+    hostile = b'"embeddings":[' + b'"AAAA",' * 50_000 + b"x"
+    assert engine("chroma").digest(hostile) == (hostile, 0)
