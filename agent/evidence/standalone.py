@@ -443,6 +443,7 @@ class Run:
         self.closed = False  # CLOSE was written by the agent that runs
         self.forgiven = False  # and by the one before it: no checkpoint was due in between
         self.anchors: dict[Any, Any] = {}
+        self.newest_key = newest_key(root / "keys")  # before the ledger is read: a live one goes on meanwhile
         folders = [root / "ledger", *(p for p in sorted((root / "streams").glob("*")) if p.is_dir())]
         self.total = sum(path.stat().st_size for folder in folders for _n, path in segments_of(folder))
 
@@ -453,7 +454,7 @@ class Run:
     def advance(self, size: int) -> None:
         self.proof.bytes += size
         if self.progress:
-            self.progress(self.proof.bytes, self.total)
+            self.progress(min(self.proof.bytes, self.total), self.total)
 
     def stream(self, name: str) -> StreamProof:
         if name not in self.streams:
@@ -614,14 +615,20 @@ class Run:
             epoch, _, value = anchor.partition(":")
             if self.anchors.get(int(epoch)) != value.lower():
                 ledger.find("truncated", f"the checkpoint that the anchor names (epoch {epoch}) is not there")
-        try:
-            names = os.listdir(self.root / "keys")
-        except OSError:
-            return  # another user's, or a copy without it
-        epochs = [int(match[1]) for match in (re.fullmatch(r"epoch-(\d+)\.key", n) for n in names) if match]
-        if epochs and max(epochs) > self.epoch + 1:
-            newest = max(epochs)
+        newest = self.newest_key
+        if newest > self.epoch + 1:
             ledger.find("truncated", f"it ends before epoch {self.epoch}, but epoch {newest} has a key")
+
+
+def newest_key(folder: Path) -> int:
+    """The highest epoch that has a key file; -1 where the folder is not here or not ours to read."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return -1
+    return max(
+        (int(m[1]) for m in (re.fullmatch(r"epoch-(\d{1,15})\.key", n) for n in names) if m), default=-1
+    )
 
 
 def is_signed(public: bytes, signature: bytes, message: bytes) -> bool:

@@ -142,3 +142,18 @@ def test_a_full_file_system_ends_in_a_gap_and_a_whole_chain(tmp_path: Path) -> N
             host.release()
     finally:
         subprocess.run(["umount", str(target)], check=True)
+
+
+def test_verify_of_a_folder_that_is_being_written_never_says_tampered_or_truncated(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", AGENT, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            deadline = time.monotonic() + 2
+            while time.monotonic() < deadline:
+                report = verify(tmp_path)
+                assert {finding.kind for finding in report.findings} <= HONEST, report.findings
+        finally:
+            process.send_signal(signal.SIGKILL)

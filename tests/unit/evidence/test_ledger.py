@@ -99,14 +99,21 @@ def test_a_stream_id_is_used_once(host: Host) -> None:
             host.ledger.start_stream(name)
 
 
-def test_an_epoch_ends_after_a_second_256_frames_or_when_idle(host: Host) -> None:
+def test_an_epoch_ends_after_a_second_256_frames_or_ten_idle_seconds(host: Host) -> None:
+    frame = AdminFrame(at=1, up=1, act="on", who={})
     host.ledger.checkpoint({})
+    host.clock.sleep(9)
     assert not host.ledger.due()
-    host.clock.sleep(1)
+    host.ledger.append(frame)
     assert host.ledger.due()
     host.ledger.checkpoint({})
-    for _ in range(256):
-        host.ledger.append(AdminFrame(at=1, up=1, act="on", who={}))
+    host.clock.sleep(10)
+    assert host.ledger.due()
+    host.ledger.checkpoint({})
+    for _ in range(255):
+        host.ledger.append(frame)
+    assert not host.ledger.due()
+    host.ledger.append(frame)
     assert host.ledger.due()
 
 
@@ -147,6 +154,10 @@ def test_a_retired_stream_is_named_once_more_and_then_no_longer(host: Host) -> N
     host.ledger.retire_stream(worker.stream)
     assert worker.stream in host.ledger.checkpoint({})
     assert worker.stream not in host.ledger.checkpoint({})
+    worker.exchange(2)
+    assert host.ledger.adopt_stream(worker.stream) > 0
+    worker.sign()
+    assert verify(host.root).findings == []
 
 
 def test_a_clean_stop_leaves_no_unproven_interval(host: Host) -> None:
