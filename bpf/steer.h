@@ -93,6 +93,7 @@ struct identity {
 	__u64 cookie;
 	__u64 connected;
 	char comm[16]; /* of the group leader; chosen by the process: not attested */
+	__u64 accepted; /* cookie of our end once the handshake is over; 0 before */
 };
 
 struct connecting { /* kept on the client's socket */

@@ -204,6 +204,7 @@ static __always_inline void on_accept(struct bpf_sock_ops *ctx)
 	struct flow flow = {};
 	struct bpf_sock *sk = ctx->sk;
 	__u32 ticketed = MARK_TICKETED, kind = EVENT_BYPASS, *why;
+	struct identity *who;
 	struct guard *guard;
 
 	ends_of(ctx, &ends);
@@ -213,14 +214,17 @@ static __always_inline void on_accept(struct bpf_sock_ops *ctx)
 	guard = guard_at(flow.netns, ends.local, ends.local_port);
 	if (!guard)
 		return;
-	if (bpf_sk_storage_get(&marks, sk, 0, 0)) {
-		count(STAT_ESTABLISHED_STEERED); /* inherited from our listener */
-		return;
-	}
 	__builtin_memcpy(flow.saddr, ends.remote, 16);
 	__builtin_memcpy(flow.daddr, ends.local, 16);
 	flow.sport = ends.remote_port;
 	flow.dport = ends.local_port;
+	if (bpf_sk_storage_get(&marks, sk, 0, 0)) { /* inherited from our listener */
+		who = bpf_map_lookup_elem(&identities, &flow);
+		if (who) /* a reset connection's tuple may be used again before it is accepted: tell them apart */
+			who->accepted = bpf_get_socket_cookie(ctx);
+		count(STAT_ESTABLISHED_STEERED);
+		return;
+	}
 	if (!bpf_map_delete_elem(&tickets, &flow)) { /* single use; not earlier, for SYN cookies look twice */
 		bpf_map_delete_elem(&identities, &flow);
 		bpf_sk_storage_get(&marks, sk, &ticketed, BPF_SK_STORAGE_GET_F_CREATE);

@@ -106,6 +106,7 @@ static __always_inline void describe(struct identity *who)
 	__u64 ids = bpf_get_current_pid_tgid();
 
 	who->version = RECORD_VERSION;
+	who->accepted = 0;
 	who->tgid = ids >> 32;
 	who->tid = ids;
 	who->flags = (who->tgid != who->tid ? IDENTITY_THREAD : 0) | (exe ? 0 : IDENTITY_NO_EXE);

@@ -72,10 +72,10 @@ GUARD = struct.Struct("=IIII")
 UP_KEY = struct.Struct("=Q16sHHI")
 UP = struct.Struct("=QII")
 PLACE = struct.Struct("=Q16sII")
-IDENTITY = struct.Struct("=HHIIIIIIIQQQIIIIQQQIIQQ16s")
+IDENTITY = struct.Struct("=HHIIIIIIIQQQIIIIQQQIIQQ16sQ")
 PROCESS_KEY = struct.Struct("=QII")
 PROCESS = struct.Struct("=QQQQQQIIII16s256s")
-EVENT = struct.Struct("=QQIIII48s136s")
+EVENT = struct.Struct("=QQIIII48s144s")
 INFLIGHT = struct.Struct("=II")
 SETTINGS = struct.Struct("=II")
 
@@ -119,6 +119,7 @@ class Identity:
     """Who called connect(2), as the kernel saw it. ``None`` ids: the kernel has none for this task.
 
     ``start``: start time of the group leader; field 22 of /proc/PID/stat is ``start // 10**7`` (USER_HZ 100).
+    ``accepted``: SO_COOKIE of the proxy's end of this very connection, 0 until its handshake is over.
     ``exe_dev``: as ``os.stat().st_dev`` shows it. ``comm`` is the process's own word, not attested.
     """
 
@@ -146,6 +147,7 @@ class Identity:
     cookie: int
     connected: int
     comm: str
+    accepted: int = 0
 
     @classmethod
     def unpack(cls, raw: bytes) -> Identity:

@@ -279,14 +279,27 @@ class Steering:
         return Identity.unpack(raw) if raw is not None else None
 
     def take_identity(
-        self, netns_cookie: int, saddr: Address, sport: int, daddr: Address, dport: int
+        self,
+        netns_cookie: int,
+        saddr: Address,
+        sport: int,
+        daddr: Address,
+        dport: int,
+        accepted: int | None = None,
     ) -> Identity | None:
         """`identity`, and delete it: the caller keeps the answer.
 
+        ``accepted``: SO_COOKIE of the accepted socket. A client may reset its connection and another use the
+        same ports before the first is accepted: with it, the name is only given to the connection it is of.
         It is there from before the SYN leaves until it is taken, also when the client is gone. Everything
         that is accepted has to be taken, or it counts against its user until `sweep_identities`.
         """
-        return self._take(Flow(netns_cookie, saddr, sport, daddr, dport).pack())
+        key = Flow(netns_cookie, saddr, sport, daddr, dport).pack()
+        if accepted is not None:
+            known = self._get("identities", key, IDENTITY.size)
+            if known is None or Identity.unpack(known).accepted != accepted:
+                return None
+        return self._take(key)
 
     def sweep_identities(self, older_than: int) -> int:
         """Take what nobody asked for in ``older_than`` seconds (a worker died). Returns how many."""

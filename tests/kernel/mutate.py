@@ -77,6 +77,8 @@ RULES = (
     Rule("close frees", "track.h", "discharge(kept->who.bucket);\n\t\tcount(STAT_IDENTITY_CLOSED)",
          "count(STAT_IDENTITY_CLOSED)", "ends_with_its_socket"),
     Rule("established identities stay", "track.h", "if (!refused && !(kept", "if (0 && !(kept", "outlives_its_client"),
+    Rule("a name is bound to one connection", "track.h", "who->accepted = bpf_get_socket_cookie(ctx);", ";",
+         "only_to_its_own_connection"),
     Rule("no older name", "track.h", "forget(ctx, &ends);", "", "does_not_get_an_older"),
     Rule("a passed connection's record goes with its event", "track.h", "hand_over(event, flow);", "",
          "observe_passes"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from agent.kernel.namespaces import socket_cookie
 from agent.kernel.records import FLOW, IDENTITY, Identity, IdentityFlag
 from agent.kernel.steering import Steering
 from tests.kernel.arena import Arena, Fork, say
@@ -123,6 +125,43 @@ def test_an_identity_of_a_refused_connect_ends_with_its_socket(arena: Arena, ste
     assert set(arena.run(lambda: [connect("127.0.0.1") for _ in range(20)], user=NOBODY)) == {"ECONNREFUSED"}
     assert (steering.entries()["identities"], steering.in_flight(NOBODY), steering.in_flight()) == (0, 0, 0)
     assert steering.stats()["identity_closed"] == 20
+
+
+def test_a_name_is_given_only_to_its_own_connection(arena: Arena, steering: Steering) -> None:
+    """Reset before it is accepted, its ports used by another user: the first is not the second."""
+    Database(arena)
+    guard(arena, steering, ENFORCE)
+    source = ("127.0.0.1", 45030)
+
+    def proxy() -> list[int | None]:
+        with listen("::", 0) as listener, Steering(arena.pins) as mine:
+            mine.set_listener(0, 0, listener.fileno())
+            say("ready")
+            while len(mine.pending()) < 1 or mine.pending()[0][1].uid != NOBODY:
+                time.sleep(0.01)
+            answers: list[int | None] = []
+            for _ in range(2):
+                peer, address = listener.accept()
+                flow = (plain(address[0]), address[1], ip_address("127.0.0.1"), PORT)
+                who = mine.take_identity(mine.netns, *flow, accepted=socket_cookie(peer))
+                answers.append(who.uid if who else None)
+                peer.close()
+            return answers
+
+    def attack() -> None:
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.bind(source)
+        sock.connect(("127.0.0.1", PORT))
+        sock.sendall(b"GET /secret HTTP/1.1\r\n\r\n")
+        sock.close()
+
+    asked = arena.fork(proxy, group="proxy")
+    assert asked.said() == "ready"
+    arena.run(attack, user=1)
+    victim = arena.fork(lambda: hold("127.0.0.1", source=source), user=NOBODY)
+    assert victim.said()[0] == source[1]
+    assert asked.result() == [None, NOBODY]
 
 
 def test_a_connection_without_a_name_does_not_get_an_older_ones(arena: Arena, steering: Steering) -> None:

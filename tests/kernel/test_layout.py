@@ -25,7 +25,8 @@ MIRRORS = {
     "identity": (
         records.IDENTITY,
         """version flags tgid tid uid gid euid loginuid sessionid start cgroup netns netns_inum mntns_inum
-        userns_inum exe_dev exe_ino exe_ctime parent_start parent_tgid bucket cookie connected comm""",
+        userns_inum exe_dev exe_ino exe_ctime parent_start parent_tgid bucket cookie connected
+        comm accepted""",
     ),
     "process_key": (records.PROCESS_KEY, "start tgid zero"),
     "process": (
