@@ -36,7 +36,7 @@ def who(session: Session) -> Text:
 def duration(session: Session) -> str:
     if session.started is None:
         return "-"
-    return "open" if session.ended is None else span((session.ended - session.started) / 1e9)
+    return "no end" if session.ended is None else span((session.ended - session.started) / 1e9)
 
 
 def number(value: int, style: str) -> Text:

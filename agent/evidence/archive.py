@@ -83,9 +83,8 @@ class Archive:
     def streams(self) -> list[str]:
         """Ids of the streams there are, the ledger last. Raises ArchiveError."""
         try:
-            with os.scandir(self.folder) as entries:
-                ledger = [e.name for e in entries if e.name == LEDGER and e.is_dir()]
-            names = os.listdir(self.folder / "streams") if (self.folder / "streams").is_dir() else []
+            entries = set(os.listdir(self.folder))
+            names = os.listdir(self.folder / "streams") if "streams" in entries else []
         except OSError as error:
             hint = (
                 "run as root, or as a member of the group that may read evidence"
@@ -93,7 +92,12 @@ class Archive:
                 else None
             )
             raise ArchiveError(f"{self.folder}: {error.strerror}", hint) from None
-        return sorted(n for n in names if is_stream_id(n)) + ledger
+        if not entries & {"streams", LEDGER}:
+            raise ArchiveError(
+                f"{self.folder}: is no evidence folder (no streams and no ledger in it)",
+                "name it with --dir DIR",
+            )
+        return sorted(n for n in names if is_stream_id(n)) + ([LEDGER] if LEDGER in entries else [])
 
     def path(self, stream: str) -> Path:
         """The folder of a stream's segments."""

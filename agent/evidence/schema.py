@@ -12,11 +12,11 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-VERSION = 1
 TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE streams (id INTEGER PRIMARY KEY, stream TEXT UNIQUE NOT NULL, segment INTEGER NOT NULL, offset INTEGER NOT NULL,
@@ -51,6 +51,9 @@ CREATE TABLE seen_new (key INTEGER, sid INTEGER, n INTEGER);
 CREATE TABLE gaps (stream INTEGER, at INTEGER, session TEXT, first INTEGER, last INTEGER, frames INTEGER, reason TEXT);
 CREATE INDEX gaps_session ON gaps (session);
 """
+
+VERSION = zlib.crc32(TABLES.encode()) & 0x7FFFFFFF
+"""Other tables are another version: an index of another build is made anew."""
 
 
 def index_file(folder: Path) -> Path:

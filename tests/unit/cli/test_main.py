@@ -68,6 +68,12 @@ def test_a_folder_that_is_no_evidence_is_exit_1_with_a_hint(tmp_path: Path) -> N
     assert "--dir DIR" in err
 
 
+def test_a_folder_of_something_else_is_refused_and_nothing_is_put_into_it(tmp_path: Path) -> None:
+    code, _, err = run("sessions", "--dir", str(tmp_path))
+    assert (code, "is no evidence folder" in err) == (1, True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_broken_configuration_is_named_by_file_and_line(tmp_path: Path) -> None:
     file = tmp_path / "vecward.yaml"
     file.write_text("evidence: {dri: /x}\n")
