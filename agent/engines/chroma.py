@@ -31,9 +31,8 @@ DEFAULT_TENANT: Final = "default_tenant"
 DEFAULT_DATABASE: Final = "default_database"
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _BASE64: Final = re.compile(rb'"([A-Za-z0-9+/]{8,}={0,2})"')
-_BASE64_COLUMN: Final = re.compile(  # its quotes are bare, so it stands outside any string
-    rb'(?<="embeddings":)[ ]?\[(?:(?:"[A-Za-z0-9+/]*={0,2}"|null)(?:, ?)?)+\]'
-)
+_BASE64_COLUMN: Final = re.compile(rb' ?\[(?:(?:"[A-Za-z0-9+/]*={0,2}"|null)(?:, ?)?)+\]')
+_COLUMN_KEY: Final = b'"embeddings":'  # its quotes are bare, so it stands outside any string
 _EVERYTHING: Final = frozenset({ANY_COLLECTION})
 _TENANT, _DATABASE, _COLLECTION = 3, 5, 7  # places of path segments
 _BY_ID: Final = 8
@@ -226,14 +225,20 @@ class ChromaEngine:
     def digest(self, body: bytes) -> tuple[bytes, int]:
         """As `body.digest`, and embeddings that a client wrote as base64 of 32-bit floats."""
         done, count = digest(body)
-        found = 0
+        pieces: list[bytes] = []
+        found = rest = 0
+        at = done.find(_COLUMN_KEY)
+        while at >= 0:
+            start = at + len(_COLUMN_KEY)
+            if column := _BASE64_COLUMN.match(done, start):
+                short, n = _BASE64.subn(_shorten, column[0])
+                pieces += (done[rest:start], short)
+                found, start = found + n, column.end()
+                rest = start
+            at = done.find(_COLUMN_KEY, start)
+        return (b"".join((*pieces, done[rest:])), count + found) if found else (done, count)
 
-        def shorten(text: re.Match[bytes]) -> bytes:
-            nonlocal found
-            found += 1
-            sha = hashlib.sha256(text[1]).hexdigest().encode()
-            return b'{"dim":%d,"sha256":"%s"}' % (len(text[1].rstrip(b"=")) * 3 // 16, sha)
 
-        if b'"embeddings"' in done:
-            done = _BASE64_COLUMN.sub(lambda column: _BASE64.sub(shorten, column[0]), done)
-        return done, count + found
+def _shorten(text: re.Match[bytes]) -> bytes:
+    sha = hashlib.sha256(text[1]).hexdigest().encode()
+    return b'{"dim":%d,"sha256":"%s"}' % (len(text[1].rstrip(b"=")) * 3 // 16, sha)

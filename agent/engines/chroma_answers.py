@@ -116,7 +116,9 @@ def _mask_other(veil: Veil, response: Response) -> Answer:
 
 def _may_hold_vectors(body: bytes) -> bool:
     """False: the one key that vectors stand under is null wherever it is, in whatever spelling."""
-    return body.count(b'"embeddings"') != body.count(b'"embeddings":null') or b"\\u" in body
+    return body.count(b'"embeddings"') != body.count(b'"embeddings":null') or (
+        b"\\" in body and b"\\u" in body
+    )
 
 
 def _cells(tree: dict[str, Any], name: str, nested: bool, change: Callable[[Any], Any]) -> None:

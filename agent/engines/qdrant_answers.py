@@ -162,7 +162,7 @@ def mask(
 
 def _may_hold_vectors(body: bytes) -> bool:
     """False: no object in it has a key that a vector stands under, in whatever spelling."""
-    return b'"vector' in body or b"\\u" in body
+    return b'"vector' in body or (b"\\" in body and b"\\u" in body)
 
 
 def _rows_of(value: Any) -> list[Row]:
