@@ -86,6 +86,12 @@ class KeyFolder:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder.chmod(0o700)
 
+    def has_host(self) -> bool:
+        return (self._folder / "host.key").exists()
+
+    def has_only_epoch(self, epoch: int) -> bool:
+        return [found for found, _path in self._epochs()] == [epoch]
+
     def host(self) -> tuple[SigningKey, bool]:
         """The host identity, made on first use. Returns (key, whether it was made now)."""
         path = self._folder / "host.key"

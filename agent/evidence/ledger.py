@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -77,12 +77,13 @@ class Ledger:
         self._host, self._boot, self._wall, self._up = host, boot, wall, up
         self._epoch_ns, self._idle_ns, self._epoch_frames = epoch_ns, idle_ns, epoch_frames
         self._keys = KeyFolder(root)
+        if not self._keys.has_host():
+            self._keys.make_epoch(0)  # before the identity: tells a first start from a ledger that went away
         self._host_key, first = self._keys.host()
         end = read_ledger_end(root, wall(), up())
         self._key_reason: Literal["first", "resume", "break"] = "resume"
         self.key_break = False
         self._key, self._epoch = self._continue(end, first)
-
         self.last: Checkpoint | None = end.checkpoint
         self.recovered = end.torn
         # Streams of the last checkpoint stay known until they are retired: their workers may still live, and
@@ -112,6 +113,7 @@ class Ledger:
             segment_bytes=segment_bytes,
         )
         self._give_spare()
+        self._writer.prepare(0)  # a start is on record at once; on a full disk with the first frame that fits
 
     def _continue(self, end: LedgerEnd, first: bool) -> tuple[SigningKey, int]:
         if end.announced is not None:
@@ -119,8 +121,8 @@ class Ledger:
             if found is not None and found[0] == end.next_epoch:
                 self._keys.keep_only(end.next_epoch)
                 return found[1], end.next_epoch
-        # A host key without a ledger is a ledger that went away, not a first start.
-        self.key_break = not first or end.seq > 0
+        # A host key without a ledger is a ledger that went away, unless the first start died before it wrote.
+        self.key_break = end.seq > 0 or not (first or self._keys.has_only_epoch(0))
         self._key_reason = "break" if self.key_break else "first"
         key = self._keys.make_epoch(end.next_epoch)
         self._keys.keep_only(end.next_epoch)
@@ -192,6 +194,12 @@ class Ledger:
         """Its worker is gone: the next checkpoint names it for the last time."""
         if stream in self._streams:
             self._streams[stream].leaving = True
+
+    def retire_absent(self, live: Collection[str]) -> None:
+        """After a restart, once workers had time to come back: retire every stream that has no worker."""
+        for stream in self._streams:
+            if stream not in live:
+                self.retire_stream(stream)
 
     def signed(self) -> dict[str, int]:
         """Last signed seq of every live stream."""

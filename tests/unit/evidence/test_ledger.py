@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from agent.evidence.frames import AdminFrame
+from agent.evidence.keys import KeyFolder
 from agent.evidence.ledger import LedgerError, PresentError
 from agent.evidence.segment import list_segments
 from agent.evidence.verify import verify
@@ -147,6 +148,20 @@ def test_a_worker_that_returns_after_the_new_agents_first_checkpoint_goes_on_whe
     assert verify(host.root).proof.unsigned == 0
 
 
+def test_streams_whose_workers_did_not_survive_the_agent_are_retired(host: Host) -> None:
+    gone, live = host.worker(), host.worker()
+    gone.exchange(1)
+    live.exchange(1)
+    gone.sign()
+    live.sign()
+    host.kill_agent()
+    ledger = host.start_agent()
+    ledger.retire_absent({live.stream})
+    ledger.checkpoint({})
+    assert set(ledger.signed()) == {live.stream}
+    assert verify(host.root).exit_code == 0
+
+
 def test_a_retired_stream_is_named_once_more_and_then_no_longer(host: Host) -> None:
     worker = host.worker()
     worker.exchange(1)
@@ -252,6 +267,19 @@ def test_a_ledger_that_was_deleted_does_not_begin_again_unseen(host: Host) -> No
     assert host.start_agent().key_break
     host.ledger.checkpoint({})
     assert verify(host.root).exit_code == 4
+
+
+def test_a_first_start_that_died_before_its_first_block_is_no_key_break(tmp_path: Path) -> None:
+    keys = KeyFolder(tmp_path)
+    keys.make_epoch(0)
+    keys.host()
+    host = Host(tmp_path)
+    try:
+        assert not host.ledger.key_break
+        host.ledger.checkpoint({})
+        assert verify(tmp_path).findings == []
+    finally:
+        host.release()
 
 
 def test_the_ledger_rotates_and_each_segment_certifies_its_key(tmp_path: Path) -> None:
