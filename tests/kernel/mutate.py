@@ -62,7 +62,7 @@ RULES = (
     Rule("local addresses are not remote", "steer.bpf.c", "if (bpf_map_lookup_elem(&local_addresses, &place))",
          "if (0)", "local_address_without"),
     Rule("bypass is reported", "track.h", "kind = EVENT_BYPASS, *why", "kind = EVENT_OFF, *why", "unticketed"),
-    Rule("mark tells steered", "track.h", "if (bpf_sk_storage_get(&marks, sk, 0, 0)) {\n\t\tcount", "if (0) {\n\t\tcount",
+    Rule("mark tells steered", "track.h", "if (bpf_sk_storage_get(&marks, sk, 0, 0)) {", "if (0) {",
          "every_form"),
     Rule("marks are inherited", "maps.h", "SOCKET_STORAGE(marks, __u32, BPF_F_CLONE)", "SOCKET_STORAGE(marks, __u32, 0)",
          "every_form"),
