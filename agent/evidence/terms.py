@@ -50,7 +50,7 @@ def session_terms(wanted: Filter, *, times: bool = True, exchanges: bool = True)
         terms.append("coalesce(s.started, 0) <= ?")
         values.append(wanted.until)
     if exchanges and wanted.on_exchanges:
-        term, more = _having_exchange(wanted, one_by_one=bool(terms))
+        term, more = _having_exchange(wanted, _is_narrow(wanted))
         terms.append(term)
         values += more
     return ("WHERE " + " AND ".join(terms) if terms else ""), values
@@ -73,6 +73,13 @@ def _shape_terms(wanted: Filter) -> tuple[str, list[object]]:
         terms.append("verdict = ?")
         values.append(wanted.verdict)
     return "SELECT id FROM shapes" + (" WHERE " + " AND ".join(terms) if terms else ""), values
+
+
+def _is_narrow(wanted: Filter) -> bool:
+    """Whether other conditions leave few sessions: a glob may fit them all."""
+    names = (wanted.exe, wanted.user, wanted.login_user, wanted.unit, wanted.container)
+    exact = any(name is not None and not is_glob(name) for name in names)
+    return exact or wanted.pid is not None or wanted.since is not None
 
 
 def _having_exchange(wanted: Filter, one_by_one: bool) -> tuple[str, list[object]]:

@@ -73,7 +73,7 @@ def main() -> None:
     exchanges = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     with tempfile.TemporaryDirectory(prefix="vecward-bench-") as made:
         folder = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(made)
-        if not any(folder.glob("*/*.seg")):
+        if not any(folder.glob("streams/*/*.seg")):
             began = time.perf_counter()
             write(folder, exchanges)
             print(f"written in {time.perf_counter() - began:.1f} s")
