@@ -71,6 +71,7 @@ class Guards:
         self._steering = steering
         self._adopt = adopt
         self._by_name: dict[str, Watched] = {}
+        self._owners: dict[int, int | None] = {}
 
     def __iter__(self) -> Iterator[Watched]:
         return iter(sorted(self._by_name.values(), key=lambda w: w.index))
@@ -112,7 +113,13 @@ class Guards:
     def resync(self) -> None:
         """What listens and which addresses are ours, as the kernel has it now."""
         self._steering.set_local_addresses(sockdiag.local_addresses())
-        sockdiag.resync_up(self._steering, self.ports())
+        ports = self.ports()
+        sockdiag.resync_up(self._steering, ports)
+        self._owners = {one.local_port: one.cgroup for one in sockdiag.listeners(ports)}
+
+    def owner_cgroup(self, server: tuple[str, int]) -> int | None:
+        """Id of the cgroup whose process listens on that port; None while nothing does."""
+        return self._owners.get(server[1])
 
     def _free_index(self) -> int:
         used = {w.index for w in self._by_name.values()}

@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,10 +26,9 @@ from agent.control import Caller, Command, ControlError, ControlServer
 from agent.credentials import read_credential
 from agent.crew import Crew, Member
 from agent.guards import FOREVER, Guards, Reserve, Watched
-from agent.identity.convert import exec_record, kernel_record
+from agent.identity.convert import sources
 from agent.identity.host import read_host
-from agent.identity.identifier import Identifier, Sources
-from agent.identity.record import ExecRecord, FourTuple, KernelRecord
+from agent.identity.identifier import Identifier
 from agent.kernel.errors import SteeringError
 from agent.kernel.records import Event, EventKind
 from agent.kernel.steering import Steering
@@ -44,7 +42,8 @@ from policy.problem import PolicyError
 
 EPOCH = 1.0  # seconds between checkpoints
 RECOVER_AFTER = 10.0
-RESYNC_EVERY = 2.0  # listeners and addresses that changed without an event
+IDENTITY_KEPT = 60  # seconds a caller's name waits for a worker to ask
+RESYNC_EVERY = 1.0  # listeners and addresses that changed without an event
 
 
 class Keeper:
@@ -119,7 +118,12 @@ class Keeper:
             return _nobody("the agent is starting")
         try:
             return await self._identifier.identify(
-                question.netns, *question.client, *question.server, want_sha256=question.sha256
+                question.netns,
+                *question.client,
+                *question.server,
+                want_sha256=question.sha256,
+                owner_cgroup=self.guards.owner_cgroup(question.server),
+                accepted=question.accepted,
             )
         except Exception as error:
             _complain(f"identity: {type(error).__name__}: {error}")
@@ -143,7 +147,8 @@ class Keeper:
 
     def left(self, member: Member) -> None:
         self.notary.stream_left(member.stream)
-        self.notary.recover(self._live_streams())
+        if time.time() - self.started > RECOVER_AFTER:  # before, a worker may still be on its way back
+            self.notary.recover(self._live_streams())
         self._reserve.workers_changed(self._is_served, stopping=self._stopping.is_set())
 
     def _live_streams(self) -> set[str]:
@@ -151,29 +156,6 @@ class Keeper:
 
     def _is_served(self, guard: str) -> bool:
         return any(guard in m.listening and not m.draining for m in self.crew.members.values())
-
-    # -- identity ----------------------------------------------------------------------------------
-
-    def _sources(self) -> Sources:
-        steering = self.steering
-
-        def lookup(netns: int, flow: FourTuple) -> KernelRecord | None:
-            found = steering.take_identity(
-                netns, ip_address(flow.client_addr), flow.client_port, ip_address(flow.server_addr), flow.server_port
-            )
-            return None if found is None else kernel_record(found)
-
-        def candidates(flow: FourTuple) -> list[KernelRecord]:
-            found = steering.candidates(
-                ip_address(flow.client_addr), flow.client_port, ip_address(flow.server_addr), flow.server_port
-            )
-            return [kernel_record(identity) for identity in found]
-
-        def executed(tgid: int, start_ns: int) -> ExecRecord | None:
-            found = steering.process(tgid, start_ns)
-            return None if found is None else exec_record(tgid, start_ns, found)
-
-        return Sources(lookup, candidates, executed)
 
     # -- configuration and policy ------------------------------------------------------------------
 
@@ -264,11 +246,9 @@ class Keeper:
             "server": [str(event.flow.daddr), event.flow.dport],
             "boottime": event.at,
         }
-        identity = self.steering.take_identity(
-            event.flow.netns, event.flow.saddr, event.flow.sport, event.flow.daddr, event.flow.dport
-        )
-        if identity is not None:
-            detail |= {"pid": identity.tgid, "uid": identity.uid, "comm": identity.comm}
+        if event.who is not None:
+            proven = event.who.netns == event.flow.netns
+            detail |= {"pid": event.who.tgid, "uid": event.who.uid, "comm": event.who.comm, "proven": proven}
         self.notary.bypass(detail)
         if event.kind is EventKind.BYPASS:
             self.bypasses += 1
@@ -363,7 +343,7 @@ class Keeper:
         loop.add_signal_handler(signal.SIGINT, lambda: None)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         self.notary.start()
-        self._identifier = Identifier(self._sources(), read_host())
+        self._identifier = Identifier(sources(self.steering), read_host())
         self._apply()
         self.guards.note_pre_existing()
         self._record_policy()
@@ -429,7 +409,8 @@ class Keeper:
         while True:
             await asyncio.sleep(RESYNC_EVERY)
             try:
-                await asyncio.get_running_loop().run_in_executor(None, self.guards.resync)
+                await asyncio.to_thread(self.guards.resync)
+                self.steering.sweep_identities(older_than=IDENTITY_KEPT)
             except (OSError, SteeringError) as error:
                 _complain(f"resync: {error}")
 

@@ -46,6 +46,7 @@ class Identify(Message, frozen=True, tag="identify"):
     client: tuple[str, int]
     server: tuple[str, int]
     sha256: bool = False  # a rule or the record asks for the executable's hash
+    accepted: int | None = None  # SO_COOKIE of the accepted socket
 
 
 class Present(Message, frozen=True, tag="present"):

@@ -89,6 +89,7 @@ class Notary:
 
         def note(ledger: Ledger) -> None:
             now = _now()
+            ledger.retire_absent(known)
             for frame in recover_streams(self.root, known, now["at"], now["up"]):
                 ledger.append(frame)
 

@@ -11,21 +11,20 @@ the session's bounds and by the transports' high-water marks: a full side pauses
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 from typing import Protocol as Interface
 
 from agent.messages import GuardSettings
-from agent.protocols.session import Abort, Intent, Opaque, Output, ProtocolError, Record, Result, Session
+from agent.protocols.session import Intent, Output, ProtocolError, Record, Session
+from agent.sides import ServerSide, address_of, pause, send_eof, send_reset, socket_cookie
+from agent.tally import Tally
 from policy.model import RecordMode, Subject
 
 DIAL_TIMEOUT = 10.0  # seconds for the database to answer a SYN on this host
 LINGER = 2.0  # seconds in which a refused client may read why
 HIGH_WATER = 1 << 20  # bytes queued on one side before the other is paused
-_LINGER_RESET = struct.pack("ii", 1, 0)
 
 
 class Refuse(Exception):
@@ -64,7 +63,7 @@ class Host(Interface):
 
     def new_session_id(self) -> str: ...
 
-    async def identify(self, guard: str, client: tuple[str, int], server: tuple[str, int]) -> Subject: ...
+    async def identify(self, relay: Relay) -> Subject: ...
 
     def admit(self, relay: Relay) -> None:
         """Raises Refuse where this subject may not even connect."""
@@ -102,6 +101,7 @@ class Relay:
         self.id = host.new_session_id()
         self.client_addr = address_of(client.get_extra_info("peername"))
         self.server_addr = address_of(client.get_extra_info("sockname"))
+        self.accepted = socket_cookie(client)
         self.enforcing = guard.mode == "enforce"
         self.bytes_in = 0
         self.bytes_out = 0
@@ -115,6 +115,8 @@ class Relay:
         self._queue: deque[_Waiting] = deque()
         self._mode: RecordMode = "strict"
         self._timer: asyncio.TimerHandle | None = None
+        self._protocol: str | None = None
+        self._unread: tuple[tuple[str, int, bytes], ...] | None = None
         self._opened = False
         self._closing: str | None = None
         self._draining = False
@@ -129,7 +131,7 @@ class Relay:
 
     async def _start(self) -> None:
         try:
-            self.subject = await self.host.identify(self.guard.name, self.client_addr, self.server_addr)
+            self.subject = await self.host.identify(self)
             if not self.is_open:
                 self.host.forget(self)
                 return
@@ -164,7 +166,7 @@ class Relay:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(DIAL_TIMEOUT):
-                await loop.create_connection(lambda: _ServerSide(self), host, port)
+                await loop.create_connection(lambda: ServerSide(self), host, port)
         except TimeoutError:
             raise Refuse("database-timeout", "the database did not accept in time") from None
         except OSError as error:
@@ -252,9 +254,9 @@ class Relay:
                 if self._draining and not self._queue and self.tally.open == 0:
                     self._end("drained")
             case "client-eof":
-                _send_eof(self._client)
+                send_eof(self._client)
             case "server-eof":
-                _send_eof(self._server)
+                send_eof(self._server)
             case "both":
                 self._end("closed")
             case "reset":
@@ -274,10 +276,10 @@ class Relay:
     # -- backpressure ------------------------------------------------------------------------------
 
     def client_full(self, full: bool) -> None:
-        _pause(self._server, full)
+        pause(self._server, full)
 
     def server_full(self, full: bool) -> None:
-        _pause(self._client, full)
+        pause(self._client, full)
 
     # -- the end -----------------------------------------------------------------------------------
 
@@ -318,8 +320,8 @@ class Relay:
             except Exception as error:
                 self.host.report_bug(error)
         if reset:
-            _reset(self._client)
-            _reset(self._server)
+            send_reset(self._client)
+            send_reset(self._server)
             self._client = self._server = None
         self._record_end(records)
 
@@ -339,12 +341,35 @@ class Relay:
         if self._client is not None:
             self._close_client(self._client)
         self._client = self._server = None
-        self._session = None
+        self._end_session()
         if self._opened:
             self._opened = False
-            self.host.journal.close_session(self.id, self.tally.summary(self, self._closing or "closed"))
+            self.host.journal.close_session(self.id, self._summary())
         self.host.forget(self)
 
+
+    def _end_session(self) -> None:
+        if self._session is None:
+            return
+        self._protocol = self._session.protocol
+        # Only sessions that may turn opaque have a tally (agent/protocols/opaque.py).
+        passed = getattr(self._session, "tally", None)
+        if passed is not None:
+            self._unread = (
+                ("client", passed.client_bytes, passed.client_sha256),
+                ("server", passed.server_bytes, passed.server_sha256),
+            )
+        self._session = None
+
+    def _summary(self) -> dict[str, Any]:
+        reason = self._closing or "closed"
+        summary = self.tally.summary(reason, self._protocol, self.bytes_in, self.bytes_out)
+        if self._unread is not None:
+            # Of what passed unread: bytes and SHA-256 of each direction.
+            summary["unread"] = {
+                side: {"bytes": count, "sha256": digest} for side, count, digest in self._unread
+            }
+        return summary
 
     def _close_client(self, client: asyncio.Transport) -> None:
         """Close so that the last bytes arrive: with unread input a close would reset and lose them.
@@ -356,148 +381,3 @@ class Relay:
             return
         client.write_eof()
         asyncio.get_running_loop().call_later(LINGER, client.abort)
-
-
-class Tally:
-    """What the session record sums up."""
-
-    __slots__ = ("allowed", "denied", "held", "masked", "opaque", "open", "requests", "rows", "tls", "would")
-
-    def __init__(self) -> None:
-        self.requests = self.allowed = self.denied = self.held = self.masked = self.would = self.rows = self.open = 0
-        self.opaque: str | None = None
-        self.tls = False
-
-    def note(self, record: Record) -> None:
-        if type(record) is Intent:
-            self.requests += 1
-            self.open += 1
-            self.allowed += record.verdict.outcome in ("allow", "tunnel")
-            self.denied += record.verdict.outcome == "deny"
-            self.held += record.verdict.outcome == "hold"
-            self.would += record.verdict.would is not None
-        elif type(record) is Result:
-            self.open -= 1
-            self.rows += record.rows
-            self.masked += bool(record.masks)
-        elif type(record) is Abort:
-            self.open -= 1
-        elif type(record) is Opaque:
-            self.opaque = record.reason
-            self.tls = record.protocol == "tls"
-
-    def summary(self, relay: Relay, reason: str) -> dict[str, Any]:
-        return {
-            "reason": reason,
-            "requests": self.requests,
-            "allowed": self.allowed,
-            "denied": self.denied,
-            "held": self.held,
-            "masked": self.masked,
-            "would": self.would,
-            "rows": self.rows,
-            "bytes_in": relay.bytes_in,
-            "bytes_out": relay.bytes_out,
-            "opaque": self.opaque,
-            "tls": self.tls,
-        }
-
-
-class ClientSide(asyncio.Protocol):
-    """The accepted socket."""
-
-    __slots__ = ("_accept", "_relay")
-
-    def __init__(self, accept: Callable[[asyncio.Transport], Relay | None]) -> None:
-        self._accept = accept
-        self._relay: Relay | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        stream: asyncio.Transport = transport  # type: ignore[assignment]  # uvloop's are not subclasses
-        self._relay = self._accept(stream)
-        if self._relay is None:
-            _reset(stream)
-
-    def data_received(self, data: bytes) -> None:
-        if self._relay is not None:
-            self._relay.from_client(data)
-
-    def eof_received(self) -> bool:
-        if self._relay is None:
-            return False
-        self._relay.client_eof()
-        return self._relay.is_open
-
-    def pause_writing(self) -> None:
-        if self._relay is not None:
-            self._relay.client_full(True)
-
-    def resume_writing(self) -> None:
-        if self._relay is not None:
-            self._relay.client_full(False)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._relay is not None:
-            self._relay.client_lost()
-
-
-class _ServerSide(asyncio.Protocol):
-    """The connection to the database."""
-
-    __slots__ = ("_relay",)
-
-    def __init__(self, relay: Relay) -> None:
-        self._relay = relay
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._relay.attach_server(transport)  # type: ignore[arg-type]
-
-    def data_received(self, data: bytes) -> None:
-        self._relay.from_server(data)
-
-    def eof_received(self) -> bool:
-        self._relay.server_eof()
-        return True
-
-    def pause_writing(self) -> None:
-        self._relay.server_full(True)
-
-    def resume_writing(self) -> None:
-        self._relay.server_full(False)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._relay.server_lost()
-
-
-def address_of(name: tuple[Any, ...]) -> tuple[str, int]:
-    """A socket name as (address, port), v4-mapped addresses as IPv4."""
-    host = str(name[0])
-    return (host[7:] if host.startswith("::ffff:") and "." in host else host), int(name[1])
-
-
-def _pause(transport: asyncio.Transport | None, full: bool) -> None:
-    if transport is None or transport.is_closing():
-        return
-    if full:
-        transport.pause_reading()
-    else:
-        transport.resume_reading()
-
-
-def _send_eof(transport: asyncio.Transport | None) -> None:
-    if transport is not None and transport.can_write_eof() and not transport.is_closing():
-        transport.write_eof()
-
-
-def _reset(transport: asyncio.Transport | None) -> None:
-    """Close with a RST: the peer must not take what it has for the whole."""
-    if transport is None:
-        return
-    sock = transport.get_extra_info("socket")
-    if sock is not None:
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
-        except OSError:
-            pass  # already closed: there is nothing to reset
-    transport.abort()
-

@@ -20,7 +20,7 @@ from policy.context import GuardContext, GuardInfo
 from policy.document import Document, load_policy
 from policy.problem import PolicyError
 
-MAX_FILE = 4 * 2**20
+MAX_FILE = 2**20  # the bound of policy.yaml_text
 MAX_FILES = 1000
 
 

@@ -53,7 +53,8 @@ from agent.messages import (
 from agent.protocols.choose import open_session, open_tunnel
 from agent.protocols.http import Engine
 from agent.protocols.session import Bounds, Session
-from agent.relay import ClientSide, Refuse, Relay, address_of
+from agent.relay import Refuse, Relay
+from agent.sides import ClientSide, address_of
 from policy.combine import RecordDefaults
 from policy.compile import Bound, Policy, decode_rules
 from policy.model import Attribution, RecordLevel, RecordMode, Subject
@@ -147,15 +148,18 @@ class Worker:
     def new_session_id(self) -> str:
         return new_session_id(time.time_ns() // 1_000_000, secrets.randbits(32))
 
-    async def identify(self, guard: str, client: tuple[str, int], server: tuple[str, int]) -> Subject:
-        held = self._guards[guard]
+    async def identify(self, relay: Relay) -> Subject:
+        guard = relay.guard.name
+        netns = self._guards[guard].netns
         sha256 = self._policy is not None and "exe_sha256" in self._policy.subject_keys(guard)
         try:
             return await self._link.identify(
-                lambda number: Identify(number, guard, held.netns, client, server, sha256=sha256)
+                lambda number: Identify(
+                    number, guard, netns, relay.client_addr, relay.server_addr, sha256, relay.accepted
+                )
             )
         except AgentGone as error:
-            if held.settings.mode == "enforce":
+            if relay.enforcing:
                 raise Refuse("agent-unreachable", str(error)) from None
             self.count("unattributed_agent_unreachable")
             return Subject(Attribution.UNATTRIBUTED, null_reason={"pid": "the agent was not reachable"})
@@ -430,7 +434,7 @@ class Worker:
 
     def _send_blocks(self, blocks: list[Presented]) -> None:
         if blocks:
-            self._link.send(Present(tuple((b.first, b.count, b.digest) for b in blocks)))
+            self._link.send(Present(tuple((b.first, b.frames, b.digest) for b in blocks)))
 
     async def _tick(self) -> None:
         counted = 0.0

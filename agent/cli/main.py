@@ -140,7 +140,7 @@ def _guarded(call: Any) -> int:
 def _say(line: str, code: int) -> int:
     from agent.cli.output import clean
 
-    sys.stderr.write(f"vecward: {clean(line)}\n")
+    sys.stderr.write(f"vecward: {clean(line, lines=True)}\n")
     return code
 
 

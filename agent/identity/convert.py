@@ -57,7 +57,11 @@ def sources(steering: Steering) -> Sources:
 
     def lookup(netns_cookie: int, flow: FourTuple) -> KernelRecord | None:
         client, server = ip_address(flow.client_addr), ip_address(flow.server_addr)
-        found = steering.take_identity(netns_cookie, client, flow.client_port, server, flow.server_port)
+        # The kernel writes the accepted socket beside the entry of the guarded namespace alone.
+        accepted = flow.accepted if netns_cookie == steering.netns else None
+        found = steering.take_identity(
+            netns_cookie, client, flow.client_port, server, flow.server_port, accepted
+        )
         return kernel_record(found) if found is not None else None
 
     def candidates(flow: FourTuple) -> list[KernelRecord]:

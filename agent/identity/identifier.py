@@ -104,14 +104,16 @@ class Identifier:
         server_port: int,
         want_sha256: bool = False,
         owner_cgroup: int | None = None,
+        accepted: int | None = None,
     ) -> Subject:
         """The Subject of the connection that arrived in the namespace `netns_cookie`.
 
-        `owner_cgroup` is the cgroup id of the process that owns the database's listener.
+        `owner_cgroup` is the cgroup id of the process that owns the database's listener; `accepted` the
+        SO_COOKIE of the accepted socket, where it is known.
 
         :raises ValueError: an address is not an IP address.
         """
-        flow = FourTuple(plain(client_addr), client_port, plain(server_addr), server_port)
+        flow = FourTuple(plain(client_addr), client_port, plain(server_addr), server_port, accepted)
         record = self._sources.lookup(netns_cookie, flow)
         local = self._routes.known_local(flow.client_addr)
         ambiguous = False

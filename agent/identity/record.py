@@ -91,6 +91,7 @@ class FourTuple:
     client_port: int
     server_addr: str
     server_port: int
+    accepted: int | None = None  # SO_COOKIE of the accepted socket: the name must be of this very connection
 
 
 @dataclass(frozen=True, slots=True)

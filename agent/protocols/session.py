@@ -17,6 +17,10 @@ from typing import Literal, Protocol
 from policy.model import Operation, Verdict
 
 
+Blob = bytes  # structs below have a field named "bytes"
+Digest = bytes
+
+
 class ProtocolError(Exception):
     """The peer sent what the protocol, or our bounds, do not allow. The only error a session raises.
 
@@ -49,8 +53,8 @@ class Intent:
     operation: Operation
     verdict: Verdict
     head: Mapping[str, str]  # normalised request head, credentials taken out
-    body: bytes | None  # recorded form (None at level meta and hashes, or when streamed)
-    sha256: bytes  # of the body as the client sent it (b"" when streamed)
+    body: Blob | None  # recorded form (None at level meta and hashes, or when streamed)
+    sha256: Digest  # of the body as the client sent it (b"" when streamed)
     bytes: int
     vectors_cut: int = 0  # vectors replaced by dimension and digest in `body`
 
@@ -61,8 +65,8 @@ class Chunk:
 
     n: int
     side: Literal["request", "response"]
-    data: bytes | None  # None where the level keeps bodies out
-    sha256: bytes
+    data: Blob | None  # None where the level keeps bodies out
+    sha256: Digest
     bytes: int
 
 
@@ -83,10 +87,10 @@ class Result:
     outcome: Literal["answered", "refused", "failed"]
     status: int | None
     head: Mapping[str, str]
-    body: bytes | None
-    sha256: bytes  # of the whole body as the server sent it
+    body: Blob | None
+    sha256: Digest  # of the whole body as the server sent it
     bytes: int
-    released_sha256: bytes  # of the whole body as the client gets it
+    released_sha256: Digest  # of the whole body as the client gets it
     released_bytes: int
     ids: tuple[str, ...] = ()
     rows: int = 0
@@ -122,8 +126,8 @@ class Output:
     to_client: list[bytes] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
     close: Literal["no", "client-eof", "server-eof", "both", "reset"] = "no"
-    """client-eof / server-eof: half-close that side's sending direction after the bytes;
-    both: flush, then close both; reset: abort both at once."""
+    """client-eof: send FIN to the client after the bytes; server-eof: send FIN to the database; both: flush,
+    then close both; reset: abort both at once, so that nothing looks whole."""
     held: bool = False  # a verdict of hold is pending: `resume` will continue
 
 

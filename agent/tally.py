@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the end of a session sums up. Counts records and bytes, reads no content."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agent.protocols.session import Abort, Intent, Opaque, Record, Result
+
+
+class Tally:
+    """What the session record sums up."""
+
+    __slots__ = ("allowed", "denied", "held", "masked", "opaque", "open", "requests", "rows", "would")
+
+    def __init__(self) -> None:
+        self.requests = self.allowed = self.denied = self.held = self.masked = self.would = self.rows = self.open = 0
+        self.opaque: str | None = None
+
+    def note(self, record: Record) -> None:
+        if type(record) is Intent:
+            self.requests += 1
+            self.open += 1
+            self.allowed += record.verdict.outcome in ("allow", "tunnel")
+            self.denied += record.verdict.outcome == "deny"
+            self.held += record.verdict.outcome == "hold"
+            self.would += record.verdict.would is not None
+        elif type(record) is Result:
+            self.open -= 1
+            self.rows += record.rows
+            self.masked += bool(record.masks)
+        elif type(record) is Abort:
+            self.open -= 1
+        elif type(record) is Opaque:
+            self.opaque = record.reason
+
+    def summary(self, reason: str, protocol: str | None, bytes_in: int, bytes_out: int) -> dict[str, Any]:
+        """The END frame's summary; names are those of the session fields."""
+        return {
+            "reason": reason,
+            "requests": self.requests,
+            "allowed": self.allowed,
+            "denied": self.denied,
+            "held": self.held,
+            "masked": self.masked,
+            "would": self.would,
+            "rows": self.rows,
+            "bytes_in": bytes_in,
+            "bytes_out": bytes_out,
+            "opaque": self.opaque,
+            "protocol": protocol,
+        }
