@@ -57,9 +57,10 @@ def _round(stage: Stage, file: Path, first: int, victims: str) -> list[int]:
         for pid in before["proxy" if name == "worker" else "agent"]:
             os.kill(pid, signal.SIGKILL)
     for client in clients:
-        assert client.stdout is not None and client.stderr is not None
-        given.append([int(line) for line in client.stdout.read().split()])  # after what readline has buffered
-        assert client.wait(120) == 0, client.stderr.read().decode()
+        with client:  # closes its pipes
+            assert client.stdout is not None and client.stderr is not None
+            given.append([int(line) for line in client.stdout.read().split()])  # after what readline buffered
+            assert client.wait(120) == 0, client.stderr.read().decode()
     return [number for some in given for number in some]
 
 
