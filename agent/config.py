@@ -21,7 +21,17 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-_SIZES = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_SIZES = {
+    "": 1,
+    "b": 1,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+}
 _DURATIONS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -94,7 +104,9 @@ class Guard(_Model):
     @pydantic.model_validator(mode="after")
     def _closed(self) -> Guard:
         if self.mode == "enforce" and "pass" in (self.on_failure, self.remote):
-            raise ValueError("a guard that enforces cannot pass what it did not judge; drop `on_failure: pass` and `remote: pass`")
+            raise ValueError(
+                "a guard that enforces cannot pass what it did not judge; drop `on_failure: pass` and `remote: pass`"
+            )
         return self
 
     @property
@@ -177,7 +189,9 @@ class Config(_Model):
                 for address in {guard.address, None}:
                     other = seen.get((port, address))
                     if other and (guard.address is None or address == guard.address or other == guard.name):
-                        raise ValueError(f"guards {other!r} and {guard.name!r} share port {port}; give each its `address:`")
+                        raise ValueError(
+                            f"guards {other!r} and {guard.name!r} share port {port}; give each its `address:`"
+                        )
                 seen[(port, guard.address)] = guard.name
         return self
 
@@ -216,14 +230,26 @@ def _known_keys(path: Sequence[int | str]) -> list[str]:
 def _explain(error: pydantic.ValidationError, trees: Sequence[tuple[Path, Any]]) -> list[str]:
     problems = []
     for item in error.errors():
-        path = [key for key in item["loc"] if not (isinstance(key, str) and key.startswith(("function-", "literal", "constrained")))]
-        file, tree = next(((f, t) for f, t in reversed(trees) if path and isinstance(t, dict) and path[0] in t), trees[0])
+        path = [
+            key
+            for key in item["loc"]
+            if not (isinstance(key, str) and key.startswith(("function-", "literal", "constrained")))
+        ]
+        file, tree = next(
+            ((f, t) for f, t in reversed(trees) if path and isinstance(t, dict) and path[0] in t), trees[0]
+        )
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             known = _known_keys(path)
             close = difflib.get_close_matches(str(path[-1]), known, 1)
-            message = f"unknown key; did you mean {close[0]!r}?" if close else f"unknown key; known here: {', '.join(known)}"
-        problems.append(f"{file}:{_line_of(tree, path)}: {'.'.join(str(p) for p in path) or 'config'}: {message}")
+            message = (
+                f"unknown key; did you mean {close[0]!r}?"
+                if close
+                else f"unknown key; known here: {', '.join(known)}"
+            )
+        problems.append(
+            f"{file}:{_line_of(tree, path)}: {'.'.join(str(p) for p in path) or 'config'}: {message}"
+        )
     return list(dict.fromkeys(problems))
 
 
@@ -235,7 +261,9 @@ def _read_tree(file: Path) -> Any:
     except FileNotFoundError:
         raise ConfigError([f"{file}: no such file; write it, or name another with -c FILE"]) from None
     except PermissionError:
-        raise ConfigError([f"{file}: may not be read by this user; run as root or as the agent's user"]) from None
+        raise ConfigError(
+            [f"{file}: may not be read by this user; run as root or as the agent's user"]
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"{file}: cannot be read: {error}"]) from None
     except MarkedYAMLError as error:
@@ -290,5 +318,7 @@ def policy_files(config: Config) -> list[Path]:
         elif path.exists():
             found.append(path)
         else:
-            raise ConfigError([f"{path}: no such policy file or folder; `policy:` in the configuration names it"])
+            raise ConfigError(
+                [f"{path}: no such policy file or folder; `policy:` in the configuration names it"]
+            )
     return found

@@ -113,7 +113,11 @@ class ControlServer:
         except msgspec.DecodeError as error:
             return {"ok": False, "error": f"not a request: {error}", "hint": ""}
         except Exception as error:
-            return {"ok": False, "error": f"{type(error).__name__} in the agent: {error}", "hint": "see the journal"}
+            return {
+                "ok": False,
+                "error": f"{type(error).__name__} in the agent: {error}",
+                "hint": "see the journal",
+            }
 
     def _check(self, command: Command, caller: Caller) -> None:
         if caller.uid in (0, os.geteuid()):
@@ -121,7 +125,9 @@ class ControlServer:
         if command.changes:
             raise ControlError("only root may do this", "run it with sudo")
         if self._read_gid is None or not _in_group(caller, self._read_gid):
-            raise ControlError("this user may not read here", "root adds it to the group of `control.read_group`")
+            raise ControlError(
+                "this user may not read here", "root adds it to the group of `control.read_group`"
+            )
 
 
 def caller_of(sock: socket.socket) -> Caller:

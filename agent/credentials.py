@@ -30,7 +30,9 @@ def read_credential(guard: Guard, folder: Path) -> tuple[tuple[str, str], ...]:
     for kind, name in guard.credential.items():
         if (guard.engine, kind) not in _HEADERS:
             known = ", ".join(k for e, k in _HEADERS if e == guard.engine)
-            raise ConfigError([f"guard {guard.name}: credential {kind!r} is not one of {guard.engine}'s ({known})"])
+            raise ConfigError(
+                [f"guard {guard.name}: credential {kind!r} is not one of {guard.engine}'s ({known})"]
+            )
         header, form = _HEADERS[guard.engine, kind]
         headers.append((header, form.format(_read(guard.name, folder / "credentials" / name))))
     return tuple(headers)

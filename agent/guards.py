@@ -20,6 +20,7 @@ from agent.config import Guard
 from agent.kernel import sockdiag
 from agent.kernel.records import GuardFlag
 from agent.kernel.steering import Steering
+from agent.listener import make_listener
 from agent.messages import GuardSettings
 
 RESERVE_SECONDS = 5.0
@@ -142,7 +143,7 @@ class Guards:
         """Where connects queue while no worker lives. Not for a guard that passes on failure."""
         if watched.reserve is not None or watched.guard.passes_on_failure:
             return
-        sock = reserve_socket()
+        sock = make_listener(RESERVE_BACKLOG)
         self._steering.set_reserve(watched.index, sock.fileno())
         watched.reserve = sock
 
@@ -197,18 +198,6 @@ class Guards:
     def close(self) -> None:
         for watched in self._by_name.values():
             self.close_reserve(watched)
-
-
-def reserve_socket() -> socket.socket:
-    try:
-        sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.bind(("::", 0))
-    except OSError:
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        sock.bind(("0.0.0.0", 0))  # noqa: S104 - reached by steering only
-    sock.listen(RESERVE_BACKLOG)
-    return sock
 
 
 class Reserve:

@@ -60,7 +60,9 @@ class SessionJudge:
         enforcing, off = self._rules.guard_mode(self._guard)
         if off:
             level, mode = self._rules.defaults
-            return Verdict("allow", None, None, "the guard is off", self._rules.policy_hash, level=level, mode=mode)
+            return Verdict(
+                "allow", None, None, "the guard is off", self._rules.policy_hash, level=level, mode=mode
+            )
         try:
             verdict = self._current().decide(operation, self._now())
             if not enforcing:

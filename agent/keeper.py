@@ -15,20 +15,20 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-
 from agent import confine
+from agent.commands import Switch, control_commands
 from agent.config import Config, ConfigError, load_config
-from agent.control import Caller, Command, ControlError, ControlServer
+from agent.control import ControlError, ControlServer
 from agent.credentials import read_credential
 from agent.crew import Crew, Member
-from agent.guards import FOREVER, Guards, Reserve, Watched
+from agent.guards import Guards, Reserve
 from agent.identity.convert import sources
 from agent.identity.host import read_host
 from agent.identity.identifier import Identifier
+from agent.kernel import sockdiag
 from agent.kernel.errors import SteeringError
 from agent.kernel.records import Event, EventKind
 from agent.kernel.steering import Steering
@@ -44,6 +44,9 @@ EPOCH = 1.0  # seconds between checkpoints
 RECOVER_AFTER = 10.0
 IDENTITY_KEPT = 60  # seconds a caller's name waits for a worker to ask
 RESYNC_EVERY = 1.0  # listeners and addresses that changed without an event
+
+
+Credentials = dict[str, tuple[tuple[str, str], ...]]
 
 
 class Keeper:
@@ -91,7 +94,7 @@ class Keeper:
         self._version = 0
         self.bypasses = 0
         self.pressure: Literal["ok", "alert", "meta", "full"] = "ok"
-        self._off_timers: dict[str, asyncio.TimerHandle] = {}
+        self._switch = Switch(self.guards, self.notary, self.push)
 
     # -- crew.Owner --------------------------------------------------------------------------------
 
@@ -106,7 +109,9 @@ class Keeper:
             mode=config.evidence.mode,
             level=config.evidence.level,
         )
-        return Snapshot(str(self._version), self.guards.settings(), self.rulebook.encoded, settings, self._hmac_key)
+        return Snapshot(
+            str(self._version), self.guards.settings(), self.rulebook.encoded, settings, self._hmac_key
+        )
 
     def guard_index(self, name: str) -> int | None:
         watched = self.guards.find(name)
@@ -159,10 +164,10 @@ class Keeper:
 
     # -- configuration and policy ------------------------------------------------------------------
 
-    def _apply(self) -> None:
-        credentials = {
-            guard.name: read_credential(guard, self._config_file.parent) for guard in self.config.guards
-        }
+    def _credentials(self, config: Config) -> Credentials:
+        return {guard.name: read_credential(guard, self._config_file.parent) for guard in config.guards}
+
+    def _apply(self, credentials: Credentials) -> None:
         self.guards.apply(self.config.guards, credentials)
         self._version += 1
 
@@ -172,16 +177,21 @@ class Keeper:
             config = load_config(self._config_file)
             fixed = _fixed_changes(self.config, config)
             if fixed:
-                raise ConfigError([f"{self._config_file}: {name} changes with a restart only" for name in fixed])
+                raise ConfigError(
+                    [f"{self._config_file}: {name} changes with a restart only" for name in fixed]
+                )
             rulebook = load_rulebook(config, time.time())
+            credentials = self._credentials(config)
         except (ConfigError, PolicyError) as error:
             self.rule_problem = str(error)
             _complain(f"reload refused, everything is as before:\n{error}")
             self.notary.policy(self.rulebook.hash, {}, problem=str(error)[:4096])
-            raise ControlError(f"reload refused, everything is as before:\n{error}", "mend it and reload again") from None
+            raise ControlError(
+                f"reload refused, everything is as before:\n{error}", "mend it and reload again"
+            ) from None
         modes = {w.guard.name: w.guard.mode for w in self.guards}
         self.config, self.rulebook, self.rule_problem = config, rulebook, None
-        self._apply()
+        self._apply(credentials)
         self._record_policy()
         self.notary.admin("reload", dict(who), {"policy": rulebook.hash})
         for watched in self.guards:
@@ -189,44 +199,18 @@ class Keeper:
                 self.guards.cut_pre_existing(watched)
         self.crew.broadcast(self.snapshot())
         self._reserve.workers_changed(self._is_served, stopping=False)
-        return {"policy": rulebook.hash, "rules": len(rulebook.document.rules), "warnings": list(rulebook.warnings)}
+        return {
+            "policy": rulebook.hash,
+            "rules": len(rulebook.document.rules),
+            "warnings": list(rulebook.warnings),
+        }
 
     def _record_policy(self) -> None:
         sources = {str(file): file.read_text(encoding="utf-8") for file in self.rulebook.files}
         self.notary.policy(self.rulebook.hash, sources)
 
-    # -- off and on --------------------------------------------------------------------------------
-
-    def switch_off(self, watched: Watched, seconds: float | None, reason: str, who: Mapping[str, Any]) -> None:
-        until = FOREVER if seconds is None else time.time() + seconds
-        watched.off_until, watched.off_reason = until, reason
-        self.guards.publish(watched)
-        detail = {"guard": watched.guard.name, "reason": reason, "seconds": seconds}
-        self.notary.admin("off", dict(who), detail)
-        self._end_off_timer(watched)
-        if seconds is not None:
-            loop = asyncio.get_running_loop()
-            ended = partial(self.switch_on, watched, {"by": "time"})
-            self._off_timers[watched.guard.name] = loop.call_later(seconds, ended)
-        self._push()
-
-    def switch_on(self, watched: Watched, who: Mapping[str, Any]) -> None:
-        if not watched.off:
-            return
-        watched.off_until, watched.off_reason = None, ""
-        self._end_off_timer(watched)
-        self.guards.publish(watched)
-        self.notary.admin("on", dict(who), {"guard": watched.guard.name})
-        # Who connected to the database itself while the guard was off was never judged.
-        self.guards.note_pre_existing()
-        self._push()
-
-    def _end_off_timer(self, watched: Watched) -> None:
-        timer = self._off_timers.pop(watched.guard.name, None)
-        if timer is not None:
-            timer.cancel()
-
-    def _push(self) -> None:
+    def push(self) -> None:
+        """Send workers what holds now, and say it in one line."""
         self._version += 1
         self.crew.broadcast(self.snapshot())
         self._notify("STATUS=" + self._one_line())
@@ -257,75 +241,10 @@ class Keeper:
                 self._destroy(event)
 
     def _destroy(self, event: Event) -> None:
-        from agent.kernel import sockdiag
-
         for one in sockdiag.connections(event.flow.dport):
             if (one.remote, one.remote_port) == (event.flow.saddr, event.flow.sport):
                 with contextlib.suppress(OSError):
                     sockdiag.destroy(one)
-
-    # -- commands ----------------------------------------------------------------------------------
-
-    def commands(self) -> dict[str, Command]:
-        return {
-            "status": Command(self._status),
-            "metrics": Command(self._metrics),
-            "explain": Command(self._explain),
-            "off": Command(self._off, changes=True),
-            "on": Command(self._on, changes=True),
-            "reload": Command(self._reload, changes=True),
-            "kill": Command(self._kill, changes=True),
-        }
-
-    async def _status(self, request: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
-        return {"status": status_document(self)}
-
-    async def _metrics(self, request: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
-        return {"text": metrics_text(status_document(self))}
-
-    async def _reload(self, request: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
-        return self.reload(caller.as_dict())
-
-    def _named(self, request: Mapping[str, Any]) -> list[Watched]:
-        name = request.get("guard")
-        if name is None:
-            return list(self.guards)
-        found = self.guards.find(str(name))
-        if found is None:
-            known = ", ".join(w.guard.name for w in self.guards) or "none"
-            raise ControlError(f"there is no guard {name!r}", f"guards here: {known}")
-        return [found]
-
-    async def _off(self, request: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
-        reason = str(request.get("reason") or "").strip()
-        if not reason or len(reason) > 1000:
-            raise ControlError("a reason is needed, of at most 1000 characters", "--reason TEXT; it is signed in evidence")
-        seconds = request.get("seconds")
-        if seconds is not None and not 1 <= float(seconds) <= 7 * 86400:
-            raise ControlError("--for takes one second to seven days")
-        named = self._named(request)
-        for watched in named:
-            self.switch_off(watched, None if seconds is None else float(seconds), reason, caller.as_dict())
-        return {"guards": [w.guard.name for w in named], "until": None if seconds is None else time.time() + seconds}
-
-    async def _on(self, request: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
-        named = [w for w in self._named(request) if w.off]
-        for watched in named:
-            self.switch_on(watched, caller.as_dict())
-        return {"guards": [w.guard.name for w in named]}
-
-    async def _kill(self, request: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
-        session = str(request.get("session"))
-        if not await self.crew.kill(session):
-            raise ControlError(f"no live session {session!r}", "vecward sessions lists them; an ended one cannot be killed")
-        self.notary.admin("kill", caller.as_dict(), {"session": session})
-        return {"session": session}
-
-    async def _explain(self, request: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
-        """Subject of a live process, for ``policy explain --pid``."""
-        if self._identifier is None:
-            raise ControlError("the agent is starting")
-        raise ControlError("explain by pid is not in this build", "use --session or --who k=v")
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -344,13 +263,15 @@ class Keeper:
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         self.notary.start()
         self._identifier = Identifier(sources(self.steering), read_host())
-        self._apply()
+        self._apply(self._credentials(self.config))
         self.guards.note_pre_existing()
         self._record_policy()
         for warning in self.rulebook.warnings:
             _complain(f"policy: {warning}")
         control = ControlServer(
-            self.config.control.socket, confine.group_id(self.config.control.read_group), self.commands()
+            self.config.control.socket,
+            confine.group_id(self.config.control.read_group),
+            control_commands(self, self._switch),
         )
         await control.start()
         metrics = MetricsServer(self.config.metrics.listen, lambda: metrics_text(status_document(self)))
@@ -462,5 +383,3 @@ def _fixed_changes(old: Config, new: Config) -> list[str]:
 
 def _complain(text: str) -> None:
     print(f"vecward: {text}", file=sys.stderr, flush=True)
-
-

@@ -45,15 +45,23 @@ class _Snapshot(Collector):
         status = self._status
         yield _gauge("vecward_up", [((), 1)])
         guards = status["guards"]
-        yield _gauge("vecward_guard_enforcing", [((g["name"],), g["mode"] == "enforce" and not g["off"]) for g in guards], "guard")
+        yield _gauge(
+            "vecward_guard_enforcing",
+            [((g["name"],), g["mode"] == "enforce" and not g["off"]) for g in guards],
+            "guard",
+        )
         yield _gauge("vecward_guard_off", [((g["name"],), bool(g["off"])) for g in guards], "guard")
-        yield _gauge("vecward_guard_pre_existing", [((g["name"],), g["pre_existing"]) for g in guards], "guard")
+        yield _gauge(
+            "vecward_guard_pre_existing", [((g["name"],), g["pre_existing"]) for g in guards], "guard"
+        )
         yield _gauge("vecward_workers", [((), len(status["workers"]))])
         yield _gauge("vecward_sessions", [((), sum(w["sessions"] for w in status["workers"]))])
         yield _counter("vecward_kernel_total", status["kernel"])
         yield _counter("vecward_proxy_total", status["proxy"])
         yield _gauge("vecward_evidence_unsigned_frames", [((), status["evidence"]["unsigned"])])
-        yield _counter("vecward_evidence_lost_frames_total", {"": status["proxy"].get("evidence_dropped", 0)}, label=None)
+        yield _counter(
+            "vecward_evidence_lost_frames_total", {"": status["proxy"].get("evidence_dropped", 0)}, label=None
+        )
         yield _gauge("vecward_policy_broken", [((), status["policy"]["problem"] is not None)])
 
 

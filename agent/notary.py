@@ -78,7 +78,9 @@ class Notary:
         if not self._reserve.fill():
             self._complain("no room for the reserve that keeps GAP and CHECKPOINT writable on a full disk")
         if self._key_break:
-            self._complain("the signing key that the last checkpoint announced is not here: a key break is recorded")
+            self._complain(
+                "the signing key that the last checkpoint announced is not here: a key break is recorded"
+            )
 
     def _open(self) -> Ledger:
         return Ledger(self.root, host=self.host, boot=self.boot)
@@ -165,9 +167,13 @@ class Notary:
 
     def _retain(self, ledger: Ledger, counters: Mapping[str, int]) -> None:
         keep_ns = int(self._evidence.keep * 10**9)
-        outcome = retain(self.root, ledger, counters=counters, keep_ns=keep_ns, max_size=self._evidence.max_size)
+        outcome = retain(
+            self.root, ledger, counters=counters, keep_ns=keep_ns, max_size=self._evidence.max_size
+        )
         if outcome.blocked:
-            self._complain(f"retention could not remove {outcome.blocked[0]} and {len(outcome.blocked) - 1} more")
+            self._complain(
+                f"retention could not remove {outcome.blocked[0]} and {len(outcome.blocked) - 1} more"
+            )
         if disk_pressure(free_bytes(self.root), self._evidence.reserve) in ("ok", "alert"):
             self._reserve.fill()
 

@@ -347,7 +347,6 @@ class Relay:
             self.host.journal.close_session(self.id, self._summary())
         self.host.forget(self)
 
-
     def _end_session(self) -> None:
         if self._session is None:
             return

@@ -77,4 +77,6 @@ def load_rulebook(config: Config, now: float) -> Rulebook:
     failed = [result.problem for result in results if result.problem is not None]
     if failed:
         raise PolicyError(failed)
-    return Rulebook(document, encode_rules(document.rules), policy, tuple(files), tuple(map(str, document.warnings)))
+    return Rulebook(
+        document, encode_rules(document.rules), policy, tuple(files), tuple(map(str, document.warnings))
+    )

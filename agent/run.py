@@ -96,7 +96,9 @@ class Supervisor:
     def run(self) -> int:
         """Until SIGTERM or SIGINT. Raises RunError, ConfigError or SteeringError where it cannot start."""
         if os.geteuid() != 0:
-            raise RunError("vecward run needs root to attach to the kernel", "run it with sudo; it gives root up at once")
+            raise RunError(
+                "vecward run needs root to attach to the kernel", "run it with sudo; it gives root up at once"
+            )
         self._stopping = 0
         self._children: list[_Child] = []
         self._made: list[Path] = []
@@ -118,7 +120,9 @@ class Supervisor:
         root = find_cgroup2_root()
         point = root if self.config.steer.cgroup == "auto" else self.config.steer.cgroup
         if not (point / "cgroup.procs").exists():
-            raise RunError(f"{point} is not a cgroup of the v2 hierarchy", "set steer.cgroup, or leave it at auto")
+            raise RunError(
+                f"{point} is not a cgroup of the v2 hierarchy", "set steer.cgroup, or leave it at auto"
+            )
         agent_uid, agent_gid, _ = confine.user_ids(self.config.users.agent, 0)
         proxy_uid, proxy_gid, _ = confine.user_ids(self.config.users.proxy, 1)
         return Places(
@@ -139,7 +143,9 @@ class Supervisor:
         try:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(f"another vecward runs with {places.run_dir}", "stop it first, or set control.socket") from None
+            raise RunError(
+                f"another vecward runs with {places.run_dir}", "stop it first, or set control.socket"
+            ) from None
         gone = detach(self.config.steer.pins)
         if gone:
             self.say(f"vecward: took away what an earlier run left attached ({len(gone)} pins)")
@@ -159,13 +165,17 @@ class Supervisor:
                 if path.lstat().st_uid != places.agent_uid:
                     os.chown(path, places.agent_uid, -1, follow_symlinks=False)
         except OSError as error:
-            raise RunError(f"{folder}: {error.strerror}", "set evidence.dir to a folder that root may write") from None
+            raise RunError(
+                f"{folder}: {error.strerror}", "set evidence.dir to a folder that root may write"
+            ) from None
 
     def _attach(self, places: Places) -> None:
         point = places.base_cgroup.parent
         netns = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            loaded = attach(self.config.steer.pins, point, netns, OBJECT, (places.agent_uid, places.agent_gid))
+            loaded = attach(
+                self.config.steer.pins, point, netns, OBJECT, (places.agent_uid, places.agent_gid)
+            )
         finally:
             os.close(netns)
         self._attached = True
@@ -194,7 +204,9 @@ class Supervisor:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notes = ours
         count = worker_count(self.config)
-        self._children.append(_Child("agent", lambda: self._fork(places.agent_cgroup, lambda: _agent(places, count, theirs))))
+        self._children.append(
+            _Child("agent", lambda: self._fork(places.agent_cgroup, lambda: _agent(places, count, theirs)))
+        )
         for number in range(count):
             self._children.append(
                 _Child(f"proxy {number}", lambda: self._fork(places.proxy_cgroup, lambda: _proxy(places)))
@@ -358,7 +370,10 @@ def _agent(places: Places, workers: int, notes: socket.socket) -> int:
     listener.listen(128)
     readers = confine.group_id("vecward-audit")
     confine.become(
-        places.agent_uid, places.agent_gid, confine.AGENT_CAPABILITIES, (readers,) if readers is not None else ()
+        places.agent_uid,
+        places.agent_gid,
+        confine.AGENT_CAPABILITIES,
+        (readers,) if readers is not None else (),
     )
     confine.forbid_spying()
     keeper = Keeper(

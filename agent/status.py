@@ -64,7 +64,9 @@ def coverage(kernel: dict[str, int]) -> dict[str, int]:
     """
     ways = {
         "steered": kernel["established_steered"],
-        "unobserved": kernel["established_unobserved"] + kernel["established_off"] + kernel["established_remote"],
+        "unobserved": kernel["established_unobserved"]
+        + kernel["established_off"]
+        + kernel["established_remote"],
         "bypass": kernel["established_bypass"],
     }
     return {"connects": sum(ways.values()), **ways, "ticketed": kernel["established_upstream"]}
@@ -93,5 +95,3 @@ def _guard(keeper: Keeper, watched: Watched) -> dict[str, Any]:
 
 def _stamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-

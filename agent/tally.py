@@ -14,7 +14,9 @@ class Tally:
     __slots__ = ("allowed", "denied", "held", "masked", "opaque", "open", "requests", "rows", "would")
 
     def __init__(self) -> None:
-        self.requests = self.allowed = self.denied = self.held = self.masked = self.would = self.rows = self.open = 0
+        self.requests = self.allowed = self.denied = self.held = self.masked = self.would = self.rows = (
+            self.open
+        ) = 0
         self.opaque: str | None = None
 
     def note(self, record: Record) -> None:

@@ -13,8 +13,6 @@ import contextlib
 import os
 import secrets
 import signal
-import socket
-import struct
 import sys
 import time
 from collections import Counter
@@ -23,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from agent.card import session_card
-from agent.engines import make_engine
 from agent.evidence.recorder import Presented, Recorder
 from agent.evidence.segment import SegmentFile
 from agent.judge import SessionJudge
@@ -35,7 +32,6 @@ from agent.messages import (
     Counters,
     Drain,
     Ended,
-    GuardSettings,
     Hello,
     Identify,
     Kill,
@@ -51,16 +47,14 @@ from agent.messages import (
     Welcome,
 )
 from agent.protocols.choose import open_session, open_tunnel
-from agent.protocols.http import Engine
 from agent.protocols.session import Bounds, Session
 from agent.relay import Refuse, Relay
-from agent.sides import ClientSide, address_of
+from agent.server import Served, Server
+from agent.sides import address_of
 from policy.combine import RecordDefaults
 from policy.compile import Bound, Policy, decode_rules
 from policy.model import Attribution, RecordLevel, RecordMode, Subject
 
-SO_NETNS_COOKIE = 71
-LISTEN_BACKLOG = 4096
 PRESENT_EVERY = 0.25  # seconds between presentations of unsigned blocks
 COUNT_EVERY = 1.0
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: nothing to misread at 3 a.m.
@@ -72,41 +66,8 @@ def new_session_id(now_ms: int, rest: int) -> str:
     return "".join(ALPHABET[value >> shift & 31] for shift in range(75, -1, -5))
 
 
-def make_listener() -> socket.socket:
-    """A listening socket on a free port, for both families (IPv4 alone where there is no IPv6)."""
-    try:
-        sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    except OSError:
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        sock.bind(("0.0.0.0", 0))  # noqa: S104 - the kernel drops what does not come by steering
-    else:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.bind(("::", 0))
-    sock.listen(LISTEN_BACKLOG)
-    return sock
-
-
-def netns_cookie(sock: socket.socket) -> int:
-    """The cookie of the socket's network namespace (socket(7), SO_NETNS_COOKIE; Linux 5.14)."""
-    raw = sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
-    return int(struct.unpack("=Q", raw)[0])
-
-
 def void(_: object) -> None:
     """Drop a result that nobody needs."""
-
-
-class _Guarded:
-    """A guard as this worker serves it."""
-
-    __slots__ = ("engine", "listener", "netns", "server", "settings")
-
-    def __init__(self, settings: GuardSettings, engine: Engine, listener: socket.socket) -> None:
-        self.settings = settings
-        self.engine = engine
-        self.listener = listener
-        self.netns = netns_cookie(listener)
-        self.server: asyncio.Server | None = None
 
 
 class Worker:
@@ -115,7 +76,7 @@ class Worker:
     def __init__(self, agent_socket: Path, generation: str) -> None:
         self._generation = generation
         self._link = AgentLink(agent_socket, self._hello, self._take, self._agent_lost)
-        self._guards: dict[str, _Guarded] = {}
+        self._server = Server(self._accept, self._announce, self._spawn)
         self._relays: dict[str, Relay] = {}
         self._subjects: Counter[tuple[Any, ...]] = Counter()
         self._counters: Counter[str] = Counter()
@@ -150,7 +111,8 @@ class Worker:
 
     async def identify(self, relay: Relay) -> Subject:
         guard = relay.guard.name
-        netns = self._guards[guard].netns
+        served = self._server.find(guard)
+        netns = 0 if served is None else served.netns
         sha256 = self._policy is not None and "exe_sha256" in self._policy.subject_keys(guard)
         try:
             return await self._link.identify(
@@ -181,9 +143,9 @@ class Worker:
         self._subjects[key] += 1
 
     def open_protocol(self, relay: Relay) -> Session:
-        held = self._guards[relay.guard.name]
+        held = self._server.find(relay.guard.name)
         subject = relay.subject
-        if subject is None:
+        if subject is None or held is None:
             raise RuntimeError("a session before its subject")
         if self.bind(subject, relay.guard.name).tunnel(relay.guard.engine, time.time()) is not None:
             return open_tunnel("a tunnel rule covers it")
@@ -210,7 +172,11 @@ class Worker:
         while place is not None and place.tb_next is not None:
             place = place.tb_next
         where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else "?"
-        print(f"vecward: bug: {type(error).__name__} at {where}; the connection was closed", file=sys.stderr, flush=True)
+        print(
+            f"vecward: bug: {type(error).__name__} at {where}; the connection was closed",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def forget(self, relay: Relay) -> None:
         if self._relays.pop(relay.id, None) is None:
@@ -235,7 +201,7 @@ class Worker:
         return self._policy.bind(subject, guard)
 
     def guard_mode(self, guard: str) -> tuple[bool, bool]:
-        held = self._guards.get(guard)
+        held = self._server.find(guard)
         if held is None:
             return True, False
         return held.settings.mode == "enforce", held.settings.off
@@ -274,11 +240,13 @@ class Worker:
                     relay.end("killed")
                 self._link.send(Ended(message.session, relay is not None))
             case Adopt():
-                self._adopt(message.guard, descriptors[0])
+                self._server.adopt(message.guard, descriptors[0])
             case Drain():
                 self._spawn(self._drain(message.seconds))
             case Refused():
-                print(f"vecward: the agent refuses this worker: {message.reason}", file=sys.stderr, flush=True)
+                print(
+                    f"vecward: the agent refuses this worker: {message.reason}", file=sys.stderr, flush=True
+                )
                 self._stopping.set()
             case _:
                 raise TypeError(f"not for a worker: {type(message).__name__}")
@@ -307,9 +275,8 @@ class Worker:
                 need_spare=lambda: self._link.send(NeedSegment()),
             )
             self._segments.clear()
-        for held in self._guards.values():
-            self._link.send(Listener(held.settings.name), held.listener.fileno())
-        self._sync_guards()
+        self._server.announce_all()
+        self._serve()
         self._present()
         self._ready.set()
 
@@ -337,13 +304,13 @@ class Worker:
             self._policy = Policy(decode_rules(snapshot.policy), defaults)
         self._snapshot = snapshot
         if self._recorder is not None:
-            self._sync_guards()
+            self._serve()
             for relay in list(self._relays.values()):
                 self._recheck(relay)
 
     def _recheck(self, relay: Relay) -> None:
         """After a change: a guard gone or in another mode, or a subject without any right left."""
-        held = self._guards.get(relay.guard.name)
+        held = self._server.find(relay.guard.name)
         if held is None or (relay.guard.mode != held.settings.mode):
             relay.end("guard-changed")
             return
@@ -352,62 +319,27 @@ class Worker:
             if not judge.has_rights():
                 relay.end("no-rights-left")
 
-    def _sync_guards(self) -> None:
-        if self._snapshot is None:
-            return
-        wanted = {g.name: g for g in self._snapshot.guards}
-        for name in [n for n in self._guards if n not in wanted]:
-            self._close_listener(self._guards.pop(name))
-        for name, settings in wanted.items():
-            held = self._guards.get(name)
-            if held is None:
-                engine = make_engine(settings.engine, name, hmac_key=self._snapshot.hmac_key, clock=time.monotonic)
-                held = self._guards[name] = _Guarded(settings, engine, make_listener())
-                self._spawn(self._listen(held))
-            else:
-                held.settings = settings
+    def _serve(self) -> None:
+        if self._snapshot is not None:
+            self._server.sync(self._snapshot.guards, self._snapshot.hmac_key)
 
-    async def _listen(self, held: _Guarded) -> None:
-        loop = asyncio.get_running_loop()
-        held.server = await loop.create_server(
-            lambda: ClientSide(lambda transport: self._accept(held.settings.name, transport)),
-            sock=held.listener,
-            backlog=LISTEN_BACKLOG,
-        )
-        self._link.send(Listener(held.settings.name), held.listener.fileno())
+    def _announce(self, guard: str, descriptor: int) -> None:
+        self._link.send(Listener(guard), descriptor)
 
-    def _close_listener(self, held: _Guarded) -> None:
-        if held.server is not None:
-            held.server.close()
-        else:
-            held.listener.close()
-
-    def _adopt(self, guard: str, descriptor: int) -> None:
-        sock = socket.socket(fileno=descriptor)
-        sock.setblocking(False)
-
-        async def connect() -> None:
-            loop = asyncio.get_running_loop()
-            with contextlib.suppress(OSError):
-                await loop.connect_accepted_socket(lambda: ClientSide(lambda t: self._accept(guard, t)), sock)
-
-        self._spawn(connect())
-
-    def _accept(self, guard: str, transport: asyncio.Transport) -> Relay | None:
-        held = self._guards.get(guard)
+    def _accept(self, served: Served, transport: asyncio.Transport) -> Relay | None:
         self.count("accepted")
-        if held is None or self._recorder is None:
-            self.count("refused_no_guard")
+        if self._recorder is None:
+            self.count("refused_no_evidence")
             return None
         if len(self._relays) >= self._settings().max_connections:
             self.count("refused_too_many_connections")
             return None
         port = address_of(transport.get_extra_info("sockname"))[1]
-        if port not in held.settings.ports:
+        if port not in served.settings.ports:
             # Steering keeps the port that was dialled: another one was dialled at the listener itself.
             self.count("refused_not_steered")
             return None
-        relay = Relay(self, held.settings, transport)
+        relay = Relay(self, served.settings, transport)
         self._relays[relay.id] = relay
         return relay
 
@@ -462,8 +394,7 @@ class Worker:
             return
         self._draining = True
         await asyncio.sleep(0.05)  # the slots are empty already; take what waits in the queues
-        for held in self._guards.values():
-            self._close_listener(held)
+        self._server.close()
         for relay in list(self._relays.values()):
             relay.drain()
         if self._relays:
@@ -476,7 +407,9 @@ class Worker:
         """Serve until told to stop. Returns the exit code."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
-        loop.add_signal_handler(signal.SIGINT, lambda: None)  # the terminal's ^C is the supervisor's to answer
+        loop.add_signal_handler(
+            signal.SIGINT, lambda: None
+        )  # the terminal's ^C is the supervisor's to answer
         keeping = loop.create_task(self._link.keep())
         ticking = loop.create_task(self._tick())
         await self._stopping.wait()

@@ -16,7 +16,6 @@ from typing import Literal, Protocol
 
 from policy.model import Operation, Verdict
 
-
 Blob = bytes  # structs below have a field named "bytes"
 Digest = bytes
 

@@ -75,14 +75,25 @@ class Stage:
         """The real Chroma, or the Qdrant stub; returns when it accepts."""
         if self.engine == "chroma":
             binary = venvs.python("chroma").parent / "chroma"
-            command = [str(binary), "run", "--host", host, "--port", str(self.port), "--path", str(self.folder / "data")]
+            command = [
+                str(binary),
+                "run",
+                "--host",
+                host,
+                "--port",
+                str(self.port),
+                "--path",
+                str(self.folder / "data"),
+            ]
         else:
             stub = ROOT / "tests" / "servers" / "qdrant_stub.py"
             command = [str(venvs.python("qdrant")), str(stub), "--host", host, "--port", str(self.port)]
         log = self.folder / "database.log"
         with log.open("ab") as out:
             # Outside of "clients": its cgroup is the database's own.
-            self.database = self.arena.popen([*command, *options], group="database", stdout=out, stderr=out, cwd=self.folder)
+            self.database = self.arena.popen(
+                [*command, *options], group="database", stdout=out, stderr=out, cwd=self.folder
+            )
         self._wait(lambda: self.arena.inside(lambda: _listens(self.port)), 30, f"the database: {log}")
         return self.database
 
@@ -92,10 +103,14 @@ class Stage:
 
     # -- vecward -----------------------------------------------------------------------------------
 
-    def write_config(self, policy: str = ALLOW_ALL, mode: str = "enforce", workers: int = 2, **guard: Any) -> Path:
+    def write_config(
+        self, policy: str = ALLOW_ALL, mode: str = "enforce", workers: int = 2, **guard: Any
+    ) -> Path:
         """vecward.yaml and policy.yaml in the stage's folder. `guard` adds keys to the guard."""
         config = {
-            "guards": [{"name": self.guard, "engine": self.engine, "ports": [self.port], "mode": mode, **guard}],
+            "guards": [
+                {"name": self.guard, "engine": self.engine, "ports": [self.port], "mode": mode, **guard}
+            ],
             "policy": ["policy.yaml"],
             "evidence": {"dir": str(self.folder / "evidence"), "reserve": "1MiB"},
             "proxy": {"workers": workers},
@@ -122,7 +137,9 @@ class Stage:
             )  # fmt: skip
         run = self._run
         self._wait(
-            lambda: b"vecward: ready" in self.log.read_bytes()[before:] or run.poll() is not None, READY, "vecward"
+            lambda: b"vecward: ready" in self.log.read_bytes()[before:] or run.poll() is not None,
+            READY,
+            "vecward",
         )
         if run.poll() is not None:
             self._run = None
@@ -145,7 +162,10 @@ class Stage:
     def children(self) -> dict[str, list[int]]:
         """Pids by cgroup name: {"agent": [..], "proxy": [..]}."""
         base = self.arena.cgroup / f"vecward-{self.running.pid}"
-        return {name: [int(p) for p in (base / name / "cgroup.procs").read_text().split()] for name in ("agent", "proxy")}
+        return {
+            name: [int(p) for p in (base / name / "cgroup.procs").read_text().split()]
+            for name in ("agent", "proxy")
+        }
 
     # -- asking ------------------------------------------------------------------------------------
 
@@ -156,7 +176,9 @@ class Stage:
             cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         if check and done.returncode != 0:
-            raise AssertionError(f"vecward {' '.join(arguments)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+            raise AssertionError(
+                f"vecward {' '.join(arguments)}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+            )
         return done
 
     def json(self, *arguments: str) -> Any:
@@ -168,7 +190,12 @@ class Stage:
         return found
 
     def client(
-        self, script: str, *arguments: str, user: str | int | None = None, timeout: float = 60, python: Path | None = None
+        self,
+        script: str,
+        *arguments: str,
+        user: str | int | None = None,
+        timeout: float = 60,
+        python: Path | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a script with the engine's official client library, as any user; raises on a non-zero exit."""
         file = self.folder / f"client-{abs(hash(script))}.py"
@@ -182,7 +209,9 @@ class Stage:
             process.kill()
             raise
         if process.returncode != 0:
-            raise AssertionError(f"client exit {process.returncode}\n{out.decode()}\n{err.decode()[-4000:]}\n{self.tail()}")
+            raise AssertionError(
+                f"client exit {process.returncode}\n{out.decode()}\n{err.decode()[-4000:]}\n{self.tail()}"
+            )
         return subprocess.CompletedProcess(process.args, 0, out, err)
 
     def start_client(

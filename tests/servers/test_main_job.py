@@ -78,7 +78,8 @@ def test_what_no_rule_allows_is_an_ordinary_error_of_the_client_that_names_the_r
 
 def test_a_limit_that_is_exceeded_names_its_rule(stage: Stage) -> None:
     said = _ask(stage, "query", query_embeddings=[[1, 0, 0]], n_results=6)
-    assert said.startswith("refused") and "searchers" in said
+    assert said.startswith("refused")
+    assert "searchers" in said
 
 
 def test_every_session_names_the_process_and_user_that_made_it(stage: Stage) -> None:
@@ -87,8 +88,10 @@ def test_every_session_names_the_process_and_user_that_made_it(stage: Stage) -> 
     assert sessions
     for session in sessions:
         assert session["attribution"] == "kernel"
-        assert session["user"] == "nobody" and session["exe"].endswith("python3.11")
-        assert session["argv"][1].endswith(".py") and session["pid"] > 1
+        assert session["user"] == "nobody"
+        assert session["exe"].endswith("python3.11")
+        assert session["argv"][1].endswith(".py")
+        assert session["pid"] > 1
 
 
 def test_the_evidence_is_whole_and_counts_what_the_kernel_counted(stage: Stage) -> None:

@@ -69,5 +69,3 @@ def _check(stage: Stage, made: dict[int, str]) -> None:
     assert len(seen) == len(made) * CONNECTIONS
     assert not unattributed, unattributed[0]
     assert not wrong, wrong[0]
-
-

@@ -58,7 +58,8 @@ def _round(stage: Stage, file: Path, first: int, victims: str) -> list[int]:
             os.kill(pid, signal.SIGKILL)
     for client in clients:
         with client:  # closes its pipes
-            assert client.stdout is not None and client.stderr is not None
+            assert client.stdout is not None
+            assert client.stderr is not None
             given.append([int(line) for line in client.stdout.read().split()])  # after what readline buffered
             assert client.wait(120) == 0, client.stderr.read().decode()
     return [number for some in given for number in some]

@@ -34,7 +34,12 @@ def _programs() -> int:
 
 
 def _processes(stage: Stage) -> list[int]:
-    return [int(p) for group in stage.arena.cgroup.rglob("cgroup.procs") if "vecward-" in str(group) for p in group.read_text().split()]
+    return [
+        int(p)
+        for group in stage.arena.cgroup.rglob("cgroup.procs")
+        if "vecward-" in str(group)
+        for p in group.read_text().split()
+    ]
 
 
 def test_start_and_stop_cycles_leave_nothing_behind() -> None:
@@ -61,4 +66,5 @@ def test_a_killed_run_is_cleaned_up_by_the_next() -> None:
         assert stage.stop() == 0
         left = _left(stage)
         # The killed run's cgroup is empty; root removes it, the next run does not know its name.
-        assert left["pins"] == before["pins"] and left["programs"] == before["programs"]
+        assert left["pins"] == before["pins"]
+        assert left["programs"] == before["programs"]

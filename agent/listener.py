@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The listening sockets that the kernel part steers connections to. Owns how one is made, nothing else."""
+
+from __future__ import annotations
+
+import socket
+
+
+def make_listener(backlog: int) -> socket.socket:
+    """A listening socket on a free port, for both families (IPv4 alone where there is no IPv6).
+
+    It is reached by steering only: SYNs to its own port are dropped by the kernel part.
+    """
+    try:
+        sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    except OSError:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        sock.bind(("0.0.0.0", 0))  # noqa: S104 - see above
+    else:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(("::", 0))
+    sock.listen(backlog)
+    return sock

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker's listeners, one a guard: made, announced to the agent, served and closed.
+
+Owns nothing of a connection after it was accepted. Only this process holds its listeners: its death
+empties their slots in the kernel, so no descriptor is kept anywhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+from agent.engines import make_engine
+from agent.kernel.namespaces import netns_cookie_of
+from agent.listener import make_listener
+from agent.messages import GuardSettings
+from agent.protocols.http import Engine
+from agent.relay import Relay
+from agent.sides import ClientSide
+
+BACKLOG = 4096
+
+
+class Served:
+    """A guard as this worker serves it."""
+
+    __slots__ = ("engine", "listener", "netns", "server", "settings")
+
+    def __init__(self, settings: GuardSettings, engine: Engine) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.listener = make_listener(BACKLOG)
+        self.netns = netns_cookie_of(self.listener)
+        self.server: asyncio.Server | None = None
+
+    def close(self) -> None:
+        if self.server is not None:
+            self.server.close()
+        else:
+            self.listener.close()
+
+
+class Server:
+    """`accept` makes the relay of an accepted connection, or refuses it with None."""
+
+    def __init__(
+        self,
+        accept: Callable[[Served, asyncio.Transport], Relay | None],
+        announce: Callable[[str, int], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:
+        self._accept = accept
+        self._announce = announce
+        self._spawn = spawn
+        self._served: dict[str, Served] = {}
+
+    def find(self, guard: str) -> Served | None:
+        return self._served.get(guard)
+
+    def sync(self, guards: Iterable[GuardSettings], hmac_key: bytes) -> None:
+        """Serve exactly these guards."""
+        wanted = {settings.name: settings for settings in guards}
+        for name in [name for name in self._served if name not in wanted]:
+            self._served.pop(name).close()
+        for name, settings in wanted.items():
+            known = self._served.get(name)
+            if known is not None:
+                known.settings = settings
+                continue
+            engine = make_engine(settings.engine, name, hmac_key=hmac_key, clock=time.monotonic)
+            self._served[name] = Served(settings, engine)
+            self._spawn(self._listen(self._served[name]))
+
+    async def _listen(self, served: Served) -> None:
+        loop = asyncio.get_running_loop()
+        served.server = await loop.create_server(
+            lambda: ClientSide(lambda transport: self._accept(served, transport)),
+            sock=served.listener,
+            backlog=BACKLOG,
+        )
+        self._announce(served.settings.name, served.listener.fileno())
+
+    def announce_all(self) -> None:
+        """Tell an agent that was started again of every listener."""
+        for served in self._served.values():
+            if served.server is not None:
+                self._announce(served.settings.name, served.listener.fileno())
+
+    def adopt(self, guard: str, descriptor: int) -> None:
+        """Serve a connection that was accepted elsewhere (it waited while no worker lived)."""
+        sock = socket.socket(fileno=descriptor)
+        sock.setblocking(False)
+        served = self._served.get(guard)
+        if served is None:
+            sock.close()
+            return
+
+        async def connect() -> None:
+            loop = asyncio.get_running_loop()
+            with contextlib.suppress(OSError):
+                await loop.connect_accepted_socket(
+                    lambda: ClientSide(lambda t: self._accept(served, t)), sock
+                )
+
+        self._spawn(connect())
+
+    def close(self) -> None:
+        for served in self._served.values():
+            served.close()
