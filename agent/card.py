@@ -13,9 +13,9 @@ from agent.messages import GuardSettings
 from policy.model import Subject
 
 _COPIED = (
-    "pid", "start_time", "comm", "exe", "exe_sha256", "argv", "uid", "euid", "user", "gid", "groups", "login_uid",
-    "login_user", "audit_session", "unit", "user_unit", "slice", "container", "cgroup", "user_ns", "mnt_ns", "net_ns",
-    "tls_subject",
+    "pid", "start_time", "comm", "exe", "exe_sha256", "argv", "uid", "euid", "user", "gid", "groups",
+    "login_uid", "login_user", "audit_session", "unit", "user_unit", "slice", "container", "cgroup",
+    "user_ns", "mnt_ns", "net_ns", "tls_subject",
 )  # fmt: skip
 
 

@@ -105,7 +105,8 @@ class Guard(_Model):
     def _closed(self) -> Guard:
         if self.mode == "enforce" and "pass" in (self.on_failure, self.remote):
             raise ValueError(
-                "a guard that enforces cannot pass what it did not judge; drop `on_failure: pass` and `remote: pass`"
+                "a guard that enforces cannot pass what it did not judge; "
+                "drop `on_failure: pass` and `remote: pass`"
             )
         return self
 

@@ -151,8 +151,8 @@ def _in_group(caller: Caller, gid: int) -> bool:
         return False
 
 
-async def _ask(path: Path, request: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-    async with asyncio.timeout(timeout):
+async def _ask(path: Path, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    async with asyncio.timeout(seconds):
         reader, writer = await asyncio.open_unix_connection(os.fspath(path), limit=64 * 2**20)
         try:
             writer.write(msgspec.json.encode(request) + b"\n")
@@ -164,9 +164,12 @@ async def _ask(path: Path, request: Mapping[str, Any], timeout: float) -> dict[s
     return msgspec.json.decode(line, type=dict[str, Any])
 
 
-def ask(path: Path, command: str, timeout: float = 30.0, **arguments: Any) -> dict[str, Any]:
-    """One request from the command line. Raises OSError where no agent answers, ControlError when it refuses."""
-    answer = asyncio.run(_ask(path, {"command": command, **arguments}, timeout))
+def ask(path: Path, command: str, seconds: float = 30.0, **arguments: Any) -> dict[str, Any]:
+    """One request from the command line; at most `seconds`.
+
+    Raises OSError or TimeoutError where no agent answers, ControlError when it refuses.
+    """
+    answer = asyncio.run(_ask(path, {"command": command, **arguments}, seconds))
     if not answer.pop("ok", False):
         raise ControlError(str(answer.get("error")), str(answer.get("hint", "")))
     return answer

@@ -47,6 +47,7 @@ from agent.messages import (
 )
 from policy.model import Subject
 
+KILL_TIMEOUT = 2.0
 MAX_CONNECTED = MAX_WORKERS * 2  # a generation that drains and one that takes over
 
 
@@ -286,7 +287,7 @@ class Crew:
         member.send(Adopt(guard), descriptor)
         return True
 
-    async def kill(self, session: str, timeout: float = 2.0) -> bool:
+    async def kill(self, session: str) -> bool:
         """Close a session wherever it is; False when no worker has it."""
         loop = asyncio.get_running_loop()
         answers = [loop.create_future() for _ in self.members]
@@ -295,7 +296,7 @@ class Crew:
         self._kills[session] = answers
         try:
             self.broadcast(Kill(session))
-            done, _ = await asyncio.wait(answers, timeout=timeout)
+            done, _ = await asyncio.wait(answers, timeout=KILL_TIMEOUT)
             return any(answer.result() for answer in done)
         finally:
             del self._kills[session]

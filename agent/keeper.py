@@ -40,7 +40,7 @@ from agent.status import status_document
 from policy.model import Attribution, Subject
 from policy.problem import PolicyError
 
-EPOCH = 1.0  # seconds between checkpoints
+TICK = 0.2  # seconds: how soon an epoch that is over (1 s, 256 frames) is signed
 RECOVER_AFTER = 10.0
 IDENTITY_KEPT = 60  # seconds a caller's name waits for a worker to ask
 RESYNC_EVERY = 1.0  # listeners and addresses that changed without an event
@@ -301,7 +301,7 @@ class Keeper:
 
     async def _checkpoints(self) -> None:
         while True:
-            await asyncio.sleep(EPOCH)
+            await asyncio.sleep(TICK)
             try:
                 await self._checkpoint()
             except OSError as error:
@@ -346,8 +346,9 @@ class Keeper:
                 if index is not None:
                     self.steering.clear_listener(index, member.slot)
             member.send(Drain(self._stop_drain))
-        deadline = loop.time() + self._stop_drain + 2
-        while self.crew.members and loop.time() < deadline:
+        for _ in range(int((self._stop_drain + 2) / 0.02)):
+            if not self.crew.members:
+                break
             await asyncio.sleep(0.02)
         for task in ticking:
             task.cancel()

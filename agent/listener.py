@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import socket
+import struct
+
+SO_NETNS_COOKIE = 71
 
 
 def make_listener(backlog: int) -> socket.socket:
@@ -21,3 +24,9 @@ def make_listener(backlog: int) -> socket.socket:
         sock.bind(("::", 0))
     sock.listen(backlog)
     return sock
+
+
+def netns_cookie(sock: socket.socket) -> int:
+    """The cookie of a socket's network namespace (socket(7), SO_NETNS_COOKIE; Linux 5.14)."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+    return int(struct.unpack("=Q", raw)[0])

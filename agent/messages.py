@@ -138,7 +138,7 @@ class Signed(Message, frozen=True, tag="signed"):
 
 
 class Pressure(Message, frozen=True, tag="pressure"):
-    """How full the evidence disk is: alert, then bodies are left out (meta), then nothing is recorded (full)."""
+    """How full the evidence disk is: alert, then no bodies are recorded (meta), then nothing (full)."""
 
     level: Literal["ok", "alert", "meta", "full"]
 

@@ -111,7 +111,10 @@ class MetricsServer:
             async with asyncio.timeout(10):
                 await reader.readuntil(b"\r\n\r\n")
             body = self._text().encode()
-            head = f"HTTP/1.1 200 OK\r\ncontent-type: {CONTENT_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            head = (
+                f"HTTP/1.1 200 OK\r\ncontent-type: {CONTENT_TYPE}\r\n"
+                f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            )
             writer.write(head.encode() + body)
             await writer.drain()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):

@@ -157,7 +157,7 @@ class Notary:
         return signed
 
     def tend(self, counters: Mapping[str, int]) -> Pressure:
-        """Once an epoch: how full the disk is; now and then, what retention takes. Fills the reserve again."""
+        """Once an epoch: how full the disk is; now and then, what retention takes and the reserve."""
         pressure = disk_pressure(free_bytes(self.root), self._evidence.reserve)
         now = time.monotonic()
         if now >= self._retention_due:

@@ -23,9 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent import confine
-from agent.config import Config, ConfigError
+from agent.config import Config
 from agent.kernel.attach import attach, detach, find_cgroup2_root
-from agent.kernel.errors import SteeringError
 
 READY_TIMEOUT = 60.0  # from start to the last listener, on a slow and loaded host
 STOP_TIMEOUT = 15.0
@@ -397,6 +396,3 @@ def _proxy(places: Places) -> int:
     confine.raise_open_files()
     confine.become(places.proxy_uid, places.proxy_gid, frozenset())
     return uvloop.run(Worker(places.worker_socket, generation="run").run())
-
-
-__all__ = ["ConfigError", "Places", "RunError", "SteeringError", "Supervisor", "worker_count"]

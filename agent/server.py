@@ -15,8 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from agent.engines import make_engine
-from agent.kernel.namespaces import netns_cookie_of
-from agent.listener import make_listener
+from agent.listener import make_listener, netns_cookie
 from agent.messages import GuardSettings
 from agent.protocols.http import Engine
 from agent.relay import Relay
@@ -34,7 +33,7 @@ class Served:
         self.settings = settings
         self.engine = engine
         self.listener = make_listener(BACKLOG)
-        self.netns = netns_cookie_of(self.listener)
+        self.netns = netns_cookie(self.listener)
         self.server: asyncio.Server | None = None
 
     def close(self) -> None:

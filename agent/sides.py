@@ -7,6 +7,7 @@ Passes every event on to its relay; decides nothing and keeps nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections.abc import Callable
@@ -133,10 +134,8 @@ def send_reset(transport: asyncio.Transport | None) -> None:
         return
     sock = transport.get_extra_info("socket")
     if sock is not None:
-        try:
+        with contextlib.suppress(OSError):  # already closed: there is nothing to reset
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
-        except OSError:
-            pass  # already closed: there is nothing to reset
     transport.abort()
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A proxy worker: the process that meets strangers' bytes, and holds nothing worth stealing but them.
 
-Owns its listeners, its relays and its evidence stream. Reads no file, opens no path but the agent's
-socket, starts no child, has no capability. It decides by the last snapshot the agent pushed. Bias: a
+Owns its relays and wires its listeners (``server``), its evidence (``stream``) and the agent (``link``).
+Reads no file, opens no path but the agent's socket, starts no child, has no capability. It decides by the last snapshot the agent pushed. Bias: a
 guard in enforce refuses whom it cannot identify or record; a guard in observe never breaks a client.
 """
 
@@ -16,13 +16,11 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from agent.card import session_card
-from agent.evidence.recorder import Presented, Recorder
-from agent.evidence.segment import SegmentFile
+from agent.evidence.recorder import Recorder
 from agent.judge import SessionJudge
 from agent.link import AgentGone, AgentLink
 from agent.messages import (
@@ -36,8 +34,6 @@ from agent.messages import (
     Identify,
     Kill,
     Listener,
-    NeedSegment,
-    Present,
     Pressure,
     Refused,
     Segment,
@@ -51,6 +47,7 @@ from agent.protocols.session import Bounds, Session
 from agent.relay import Refuse, Relay
 from agent.server import Served, Server
 from agent.sides import address_of
+from agent.stream import EvidenceStream
 from policy.combine import RecordDefaults
 from policy.compile import Bound, Policy, decode_rules
 from policy.model import Attribution, RecordLevel, RecordMode, Subject
@@ -66,10 +63,6 @@ def new_session_id(now_ms: int, rest: int) -> str:
     return "".join(ALPHABET[value >> shift & 31] for shift in range(75, -1, -5))
 
 
-def void(_: object) -> None:
-    """Drop a result that nobody needs."""
-
-
 class Worker:
     """Implements ``relay.Host`` and ``judge.Rules``."""
 
@@ -82,25 +75,18 @@ class Worker:
         self._counters: Counter[str] = Counter()
         self._snapshot: Snapshot | None = None
         self._policy: Policy | None = None
-        self._recorder: Recorder | None = None
-        self._segments: list[SegmentFile] = []
-        self._stream: str | None = None
+        self._stream = EvidenceStream(self._link.send, self._spawn)
         self._slot = -1
-        self._host = ""
-        self._boot = ""
         self._stopping = asyncio.Event()
         self._drained = asyncio.Event()
         self._draining = False
-        self._ready = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # -- relay.Host --------------------------------------------------------------------------------
 
     @property
     def journal(self) -> Recorder:
-        if self._recorder is None:
-            raise RuntimeError("a connection before the evidence stream stood")
-        return self._recorder
+        return self._stream.recorder
 
     @property
     def first_request(self) -> float:
@@ -158,8 +144,8 @@ class Worker:
         if relay.subject is None:
             raise RuntimeError("a card before its subject")
         return session_card(
-            relay.id, self._host, self._boot, relay.guard, relay.subject, relay.client_addr, relay.server_addr,
-            self.policy_hash,
+            relay.id, self._stream.host, self._stream.boot, relay.guard, relay.subject, relay.client_addr,
+            relay.server_addr, self.policy_hash,
         )  # fmt: skip
 
     def count(self, name: str, by: int = 1) -> None:
@@ -212,12 +198,12 @@ class Worker:
         return settings.level, settings.mode
 
     def evidence_stands(self) -> bool:
-        return self._recorder is not None and self._recorder.refusing is None
+        return self._stream.stands
 
     # -- the agent ---------------------------------------------------------------------------------
 
     def _hello(self) -> Hello:
-        return Hello(VERSION, os.getpid(), self._generation, self._stream, self._slot)
+        return Hello(VERSION, os.getpid(), self._generation, self._stream.name, self._slot)
 
     def _agent_lost(self) -> None:
         self.count("agent_lost")
@@ -225,7 +211,7 @@ class Worker:
     def _take(self, message: AgentMessage, descriptors: list[int]) -> None:
         match message:
             case Segment():
-                self._take_segment(message, descriptors)
+                self._stream.take_segment(message, descriptors[0])
             case Snapshot():
                 self._take_snapshot(message)
             case Welcome():
@@ -251,51 +237,12 @@ class Worker:
             case _:
                 raise TypeError(f"not for a worker: {type(message).__name__}")
 
-    def _take_segment(self, message: Segment, descriptors: list[int]) -> None:
-        segment = SegmentFile(descriptors[0], message.number)
-        if self._recorder is not None and message.stream == self._stream:
-            self._recorder.give_spare(segment)
-        else:
-            self._segments.append(segment)
-
     def _take_welcome(self, message: Welcome) -> None:
         self._slot = message.slot
-        if self._recorder is None:
-            self._stream, self._host, self._boot = message.stream, message.host, message.boot
-            loop = asyncio.get_running_loop()
-            first, *spares = self._segments
-            self._recorder = Recorder(
-                message.stream,
-                first,
-                spares[0] if spares else None,
-                host=message.host,
-                boot=message.boot,
-                schedule=lambda work: void(loop.call_soon(work)),
-                sync=self._sync,
-                need_spare=lambda: self._link.send(NeedSegment()),
-            )
-            self._segments.clear()
+        self._stream.begin(message)
         self._server.announce_all()
         self._serve()
-        self._present()
-        self._ready.set()
-
-    def _sync(self, descriptors: list[int], done: Callable[[bool], None]) -> None:
-        """fdatasync off the loop, then `done` on it."""
-
-        def sync() -> None:
-            for fd in descriptors:
-                os.fdatasync(fd)
-
-        async def run() -> None:
-            try:
-                await asyncio.to_thread(sync)
-            except OSError:
-                done(False)
-            else:
-                done(True)
-
-        self._spawn(run())
+        self._stream.present()
 
     def _take_snapshot(self, snapshot: Snapshot) -> None:
         before = self._snapshot
@@ -303,7 +250,7 @@ class Worker:
             defaults = RecordDefaults(snapshot.settings.level, snapshot.settings.mode)
             self._policy = Policy(decode_rules(snapshot.policy), defaults)
         self._snapshot = snapshot
-        if self._recorder is not None:
+        if self._stream.is_begun:
             self._serve()
             for relay in list(self._relays.values()):
                 self._recheck(relay)
@@ -328,7 +275,7 @@ class Worker:
 
     def _accept(self, served: Served, transport: asyncio.Transport) -> Relay | None:
         self.count("accepted")
-        if self._recorder is None:
+        if not self._stream.is_begun:
             self.count("refused_no_evidence")
             return None
         if len(self._relays) >= self._settings().max_connections:
@@ -360,33 +307,19 @@ class Worker:
         if not task.cancelled() and task.exception() is not None:
             self.report_bug(task.exception())  # type: ignore[arg-type]
 
-    def _present(self) -> None:
-        if self._recorder is not None and self._link.is_up:
-            self._recorder.present(self._send_blocks)
-
-    def _send_blocks(self, blocks: list[Presented]) -> None:
-        if blocks:
-            self._link.send(Present(tuple((b.first, b.frames, b.digest) for b in blocks)))
-
     async def _tick(self) -> None:
         counted = 0.0
         while True:
             await asyncio.sleep(PRESENT_EVERY)
-            self._present()
+            if self._link.is_up:
+                self._stream.present()
             now = time.monotonic()
             if now - counted >= COUNT_EVERY:
                 counted = now
-                if self._recorder is not None:
-                    self._recorder.tick()
-                self._link.send(Counters(self._all_counters(), len(self._relays)))
-
-    def _all_counters(self) -> dict[str, int]:
-        values = dict(self._counters)
-        if self._recorder is not None:
-            values |= {f"evidence_{name}": value for name, value in self._recorder.counters().items()}
-            values["evidence_seq"] = self._recorder.seq
-            values["evidence_lost"] = self._recorder.lost
-        return values
+                if self._stream.is_begun:
+                    self._stream.recorder.tick()
+                values = {**self._counters, **self._stream.counters()}
+                self._link.send(Counters(values, len(self._relays)))
 
     async def _drain(self, seconds: float) -> None:
         """Stop listening, let the exchanges under way end, then stop."""
@@ -415,9 +348,8 @@ class Worker:
         await self._stopping.wait()
         for relay in list(self._relays.values()):
             relay.end("stopped")
-        if self._recorder is not None:
-            self._recorder.close("stop")
-            self._present()
+        if self._stream.is_begun:
+            self._stream.close()
             await asyncio.sleep(0.02)  # the last presentation leaves before the socket closes
         self._link.close()
         for task in (keeping, ticking, *self._tasks):

@@ -26,7 +26,14 @@ def host_checks(settings: Settings) -> list[Check]:
             config = load_config(settings.config_file)
             found.append(Check(f"configuration {settings.config_file}", True))
         except ConfigError as error:
-            found.append(Check(f"configuration {settings.config_file}", False, error.problems[0], "nothing starts until it is mended"))
+            found.append(
+                Check(
+                    f"configuration {settings.config_file}",
+                    False,
+                    error.problems[0],
+                    "nothing starts until it is mended",
+                )
+            )
     return [*checks(OBJECT, config.steer.pins), *found, *_guard_checks(config), *_place_checks(config)]
 
 
@@ -45,11 +52,18 @@ def _guard_checks(config: object) -> Iterator[Check]:
                 continue
             open_to = [str(s.local) for s in sockets if not s.local.is_loopback]
             if open_to and guard.mode == "observe" and guard.remote_rule == "pass":
-                yield Check(f"{name} also on {', '.join(open_to)}: other hosts pass unjudged in observe", True)
+                yield Check(
+                    f"{name} also on {', '.join(open_to)}: other hosts pass unjudged in observe", True
+                )
             else:
                 yield Check(name, True)
             if not _accepts(str(sockets[0].local), port):
-                yield Check(f"{name} accepts", False, "a connection was refused", "vecward status says whether workers live")
+                yield Check(
+                    f"{name} accepts",
+                    False,
+                    "a connection was refused",
+                    "vecward status says whether workers live",
+                )
 
 
 def _accepts(address: str, port: int) -> bool:
@@ -69,7 +83,12 @@ def _place_checks(config: object) -> Iterator[Check]:
     try:
         files = policy_files(config)
         lost = None if files or not config.guards else "in enforce nothing is allowed without a rule"
-        yield Check(f"policy: {len(files)} files", lost is None, lost, None if lost is None else "write one, or stay in observe")
+        yield Check(
+            f"policy: {len(files)} files",
+            lost is None,
+            lost,
+            None if lost is None else "write one, or stay in observe",
+        )
     except ConfigError as error:
         yield Check("policy", False, error.problems[0], "set `policy:` in the configuration")
     folder = config.evidence.dir
@@ -79,7 +98,8 @@ def _place_checks(config: object) -> Iterator[Check]:
     enough = left > 2 * config.evidence.reserve
     yield Check(
         f"evidence {folder}: {left // 2**20} MiB free", enough,
-        None if enough else "strict rules will deny when the disk is full", None if enough else "free space, or set evidence.max_size",
+        None if enough else "strict rules will deny when the disk is full",
+        None if enough else "free space, or set evidence.max_size",
     )  # fmt: skip
 
 

@@ -43,7 +43,9 @@ def _context(settings: Settings) -> GuardContext:
     try:
         return guard_context(load_config(settings.config_file), time.time())
     except ConfigError as error:
-        raise Fail("\n".join(error.problems), "the policy is checked against the guards of the configuration") from None
+        raise Fail(
+            "\n".join(error.problems), "the policy is checked against the guards of the configuration"
+        ) from None
 
 
 def _load(settings: Settings, files: Sequence[Path]) -> Document:
@@ -73,7 +75,9 @@ def check(settings: Settings, files: tuple[Path, ...]) -> int:
     document = _load(settings, files)
     for warning in document.warnings:
         click.echo(f"warning: {warning}", err=True)
-    click.echo(f"{len(document.rules)} rules, {len(document.cases)} test cases, policy {document.hash[:12]}: usable")
+    click.echo(
+        f"{len(document.rules)} rules, {len(document.cases)} test cases, policy {document.hash[:12]}: usable"
+    )
     return Code.DONE
 
 
@@ -121,15 +125,26 @@ def show(settings: Settings, as_json: bool) -> int:
 
 
 @policy.command()
-@click.option("--who", multiple=True, metavar="KEY=VALUE", help="A caller: user=app, unit=rag.service, exe=/usr/bin/x ...")
-@click.option("--what", multiple=True, metavar="KEY=VALUE", help="An operation: guard=docs, action=search, collection=kb ...")
+@click.option(
+    "--who",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A caller: user=app, unit=rag.service, exe=/usr/bin/x ...",
+)
+@click.option(
+    "--what",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An operation: guard=docs, action=search, collection=kb ...",
+)
 @click.option("--session", metavar="ID", help="The caller of a recorded session.")
 @click.option("--exchange", type=int, default=1, show_default=True, metavar="N", help="Which exchange of it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True))
 @click.pass_obj
 def explain(
-    settings: Settings, who: tuple[str, ...], what: tuple[str, ...], session: str | None, exchange: int, as_json: bool,
+    settings: Settings, who: tuple[str, ...], what: tuple[str, ...], session: str | None, exchange: int,
+    as_json: bool,
     files: tuple[Path, ...],
 ) -> int:  # fmt: skip
     """Why something is or would be allowed or refused: every rule, and where each limit came from.

@@ -45,7 +45,9 @@ def ask_agent(settings: Settings, command: str, **arguments: Any) -> dict[str, A
         raise Fail(f"{path}: permission denied", "run it with sudo", Code.UNREACHABLE) from None
     except (OSError, TimeoutError):
         raise Fail(
-            f"no agent answers at {path}", "is vecward running? name its configuration with -c FILE", Code.UNREACHABLE
+            f"no agent answers at {path}",
+            "is vecward running? name its configuration with -c FILE",
+            Code.UNREACHABLE,
         ) from None
 
 

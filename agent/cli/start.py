@@ -39,7 +39,9 @@ def run(settings: Settings, file: Path | None) -> int:
     except PolicyError as error:
         raise Fail(str(error), "nothing was started") from None
     except SteeringError as error:
-        raise Fail(f"steering: {error.missing}", error.hint or "vecward doctor tells what this host can do") from None
+        raise Fail(
+            f"steering: {error.missing}", error.hint or "vecward doctor tells what this host can do"
+        ) from None
     except RunError as error:
         raise Fail(str(error), error.hint or None) from None
 
@@ -94,5 +96,9 @@ def unsteer(settings: Settings) -> int:
             raise Fail("\n".join(error.problems)) from None
         pins = Path("/sys/fs/bpf/vecward")  # a broken configuration must not keep anyone from opening the way
     removed = detach(pins)
-    click.echo(f"detached: {len(removed)} pins removed below {pins}" if removed else f"nothing was attached below {pins}")
+    click.echo(
+        f"detached: {len(removed)} pins removed below {pins}"
+        if removed
+        else f"nothing was attached below {pins}"
+    )
     return 0

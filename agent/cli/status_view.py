@@ -56,20 +56,28 @@ _WORKER_COLUMNS: list[Column[dict[str, Any]]] = [
 
 def _head(screen: Console, document: dict[str, Any]) -> None:
     screen.print(
-        Text(f"vecward {document['version']} on {clean(document['host'])[:16]}, since {document['started']}, loader {document['loader']}")
+        Text(
+            f"vecward {document['version']} on {clean(document['host'])[:16]}, since {document['started']}, "
+            f"loader {document['loader']}"
+        )
     )
 
 
 def _coverage(screen: Console, coverage: dict[str, int]) -> None:
     parts = [f"{coverage[way]} {way}" for way in ("steered", "unobserved", "bypass")]
-    line = Text(f"coverage: {coverage['connects']} connects = {' + '.join(parts)}; {coverage['ticketed']} of ours to the database")
+    line = Text(
+        f"coverage: {coverage['connects']} connects = {' + '.join(parts)}; "
+        f"{coverage['ticketed']} of ours to the database"
+    )
     if coverage["bypass"]:
         line.stylize("bold red")
     screen.print(line)
 
 
 def _policy(screen: Console, policy: dict[str, Any]) -> None:
-    screen.print(Text(f"policy: {policy['hash'][:12]}, {policy['rules']} rules from {len(policy['files'])} files"))
+    screen.print(
+        Text(f"policy: {policy['hash'][:12]}, {policy['rules']} rules from {len(policy['files'])} files")
+    )
     if policy["problem"]:
         screen.print(Text("the last reload was refused; the policy above stays:", style="bold red"))
         screen.print(Text(clean(policy["problem"], lines=True)))
@@ -81,7 +89,8 @@ def _evidence(screen: Console, evidence: dict[str, Any], proxy: dict[str, int]) 
     lost = proxy.get("evidence_dropped", 0)
     line = Text(
         f"evidence: {clean(evidence['dir'])}, epoch {evidence['epoch']}, {len(evidence['streams'])} streams, "
-        f"{evidence['unsigned']} frames unsigned, {size(evidence['bytes'])} used, {size(evidence['free'])} free, "
+        f"{evidence['unsigned']} frames unsigned, {size(evidence['bytes'])} used, "
+        f"{size(evidence['free'])} free, "
         f"append-only: {'yes' if evidence['append_only'] else 'no'}"
     )
     screen.print(line)

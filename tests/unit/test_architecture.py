@@ -17,7 +17,10 @@ ROOT = Path(__file__).resolve().parents[2]
 LINES = 400
 
 # Modules that may be longer, each with the reason why cutting it would make it worse.
-LONGER: dict[str, str] = {}
+LONGER: dict[str, str] = {
+    "agent/evidence/standalone.py": "shipped as one file that must run alone",
+    "agent/kernel/steering.py": "one class over one set of maps; its methods are one to ten lines each",
+}
 
 # Packages whose code is bytes and values in, values out.
 PURE = ("policy", "agent.protocols", "agent.engines")
@@ -209,7 +212,7 @@ def test_every_source_file_names_its_licence(path: Path) -> None:
 
 def test_lock_files_name_hashes_and_no_registry() -> None:
     locks = sorted((ROOT / "requirements").glob("*.txt"))
-    asked = (ROOT / "tests" / "servers").glob("requirements-*.txt")
+    asked = (ROOT / "tests").glob("*/requirements-*.txt")
     names = {"run", "dev"} | {path.stem.removeprefix("requirements-") for path in asked}
     assert {lock.stem for lock in locks} == names, "make lock writes one for each, and nothing else"
     for lock in locks:
