@@ -19,8 +19,8 @@ test: servers bpf ## every ring of tests that this machine can run, and why othe
 	@$(PY) -m tests.rings $(if $(RING),--ring $(RING)) -- $(ARGS)
 soak: servers bpf ## the full sizes, in shards of under an hour (SHARD=name for one)
 	@$(PY) -m tests.rings --ring soak --full $(if $(SHARD),--shard $(SHARD)) -- $(ARGS)
-bench: servers bpf ## the measurements of docs/performance.md
-	@$(PY) -m tests.rings --ring bench --full $(if $(SHARD),--shard $(SHARD)) -- $(ARGS)
+bench: bpf ## the measurements of docs/performance.md, which it writes anew
+	@packaging/dev/setup bench && $(PY) -m tests.rings --ring bench --full $(if $(SHARD),--shard $(SHARD)) -- $(ARGS)
 lint: setup ## ruff and mypy
 	@packaging/dev/lint
 format: setup ## ruff, in place

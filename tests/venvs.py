@@ -22,12 +22,12 @@ class NoVenv(Exception):
 
 
 @functools.cache
-def python(name: str) -> Path:
-    """The interpreter of the venv `name`; raises NoVenv."""
+def python(name: str, *options: str) -> Path:
+    """The interpreter of the venv `name`, made with `options` of packaging/dev/venv; raises NoVenv."""
     lock = ROOT / "requirements" / f"{name}.txt"
     if not lock.exists():
         raise NoVenv(f"there is no {lock.relative_to(ROOT)}")
-    command = [str(ROOT / "packaging" / "dev" / "venv"), name, str(lock)]
+    command = [str(ROOT / "packaging" / "dev" / "venv"), *options, name, str(lock)]
     try:
         made = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
