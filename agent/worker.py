@@ -2,8 +2,9 @@
 """A proxy worker: the process that meets strangers' bytes, and holds nothing worth stealing but them.
 
 Owns its relays and wires its listeners (``server``), its evidence (``stream``) and the agent (``link``).
-Reads no file, opens no path but the agent's socket, starts no child, has no capability. It decides by the last snapshot the agent pushed. Bias: a
-guard in enforce refuses whom it cannot identify or record; a guard in observe never breaks a client.
+Reads no file, opens no path but the agent's socket, starts no child, has no capability. It decides by the
+last snapshot the agent pushed. Bias: a guard in enforce refuses whom it cannot identify or record; a guard
+in observe never breaks a client.
 """
 
 from __future__ import annotations
