@@ -97,9 +97,11 @@ class Arena:
     Attributes: ``name``, ``cgroup`` (its root, where programs are attached), ``pins``, ``netns`` (Namespace).
     """
 
-    def __init__(self) -> None:
-        sweep()
-        self.name = f"{_PREFIX}{os.getpid()}-{next(_numbers)}"
+    def __init__(self, name: str | None = None) -> None:
+        """`name`: another one than ``vwtest-PID-N``; its maker then calls `sweep` with its prefix."""
+        if name is None:
+            sweep()
+        self.name = name or f"{_PREFIX}{os.getpid()}-{next(_numbers)}"
         self.cgroup = kernel.find_cgroup2_root() / self.name
         self.pins = kernel.BPFFS / self.name
         self._stack = contextlib.ExitStack()
@@ -109,7 +111,7 @@ class Arena:
         try:
             kernel.mount_bpffs()
             self.cgroup.mkdir()
-            self._stack.callback(_remove_cgroup, self.cgroup)
+            self._stack.callback(remove_cgroup, self.cgroup)
             self._stack.callback(kernel.detach, self.pins)
             self.netns = self.namespace()
         except BaseException:
@@ -291,22 +293,22 @@ def _child(enter: Callable[[], None], function: Callable[[], object], writer: in
     os._exit(code)
 
 
-def sweep() -> None:
+def sweep(prefix: str = _PREFIX) -> None:
     """Remove what dead test processes left: pins first, so that nothing is steered to nobody."""
-    for directory in kernel.BPFFS.glob(f"{_PREFIX}*") if kernel.is_bpffs(kernel.BPFFS) else ():
-        if _is_dead(directory.name):
+    for directory in kernel.BPFFS.glob(f"{prefix}*") if kernel.is_bpffs(kernel.BPFFS) else ():
+        if _is_dead(directory.name, prefix):
             kernel.remove_pins(directory)
-    for directory in kernel.find_cgroup2_root().glob(f"{_PREFIX}*"):
-        if _is_dead(directory.name):
-            _remove_cgroup(directory)
+    for directory in kernel.find_cgroup2_root().glob(f"{prefix}*"):
+        if _is_dead(directory.name, prefix):
+            remove_cgroup(directory)
 
 
-def _is_dead(name: str) -> bool:
-    number = name.removeprefix(_PREFIX).split("-")[0]
+def _is_dead(name: str, prefix: str) -> bool:
+    number = name.removeprefix(prefix).split("-")[0]
     return number.isdigit() and not Path("/proc", number).exists()
 
 
-def _remove_cgroup(path: Path) -> None:
+def remove_cgroup(path: Path) -> None:
     if not path.exists():
         return
     (path / "cgroup.kill").write_text("1")
