@@ -145,7 +145,10 @@ def table(columns: Sequence[Column[T]], rows: Iterable[T], screen: Console) -> T
     made = Table(
         box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
     )
-    for i in shown:
+    natural = [max(len(columns[i].title), *(line[i].cell_len for line in lines), 0) for i in shown]
+    folding = {n for n, i in enumerate(shown) if columns[i].fold}
+    widths = _widths([least[i] for i in shown], natural, folding, screen)
+    for i, width in zip(shown, widths, strict=True):
         column = columns[i]
         overflow: Literal["fold", "ellipsis"] = "fold" if column.fold else "ellipsis"
         made.add_column(
@@ -155,10 +158,28 @@ def table(columns: Sequence[Column[T]], rows: Iterable[T], screen: Console) -> T
             no_wrap=not column.fold,
             style=column.style,
             min_width=least[i],
+            max_width=width,
         )
     for line in lines:
         made.add_row(*(line[i] for i in shown))
     return made
+
+
+def _widths(least: list[int], natural: list[int], folding: set[int], screen: Console) -> list[int]:
+    """How wide each column may be: those that fold and then the widest give way first, down to their least.
+
+    rich would take as much from every column, so that a long text makes a short id vanish.
+    """
+    widths = list(natural)
+    while (excess := sum(widths) + 2 * len(widths) - 2 - screen.width) > 0:
+        free = {i for i, width in enumerate(widths) if width > least[i]}
+        free = free & folding or free
+        if not free:
+            break  # none can shrink: the screen is too narrow for this table
+        widest = max(free, key=lambda i: widths[i])
+        next_widest = max((widths[i] for i in free if i != widest), default=0)
+        widths[widest] -= min(excess, max(1, widths[widest] - next_widest), widths[widest] - least[widest])
+    return widths
 
 
 def _least(column: Column[Any], cells: list[Text]) -> int:

@@ -130,3 +130,9 @@ def test_spans_are_systemds() -> None:
     assert parse_span("1h 30min") == 5400
     assert parse_span("1M") == 2629800
     assert parse_span("90") == 90
+
+
+def test_a_long_text_gives_way_before_a_short_one_vanishes() -> None:
+    out = shown(40, "c1", "long " * 40).splitlines()
+    assert out[-1].startswith("c1  long long")
+    assert out[-1].rstrip().endswith("…")
