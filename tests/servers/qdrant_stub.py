@@ -7,20 +7,26 @@ other route of the client's generated API answers with a body made from its resp
 rest of tests/data/qdrant_routes.txt with a bare ok. Runs in the venv of requirements-qdrant.txt.
 
     python tests/servers/qdrant_stub.py --port 6333 [--host 127.0.0.1] [--log seen.jsonl] [--key-file F]
+        [--raw bytes.jsonl] [--answers plain|chunked|gzip|deflate|gzip-chunked] [--cert PEM --cert-key PEM]
 
-``--log`` appends one JSON line for each request: method, raw path, headers, raw body (latin-1).
+``--log`` appends one JSON line for each request: method, raw path, headers, raw body (latin-1). ``--raw``
+appends one for each connection when it ends: every byte that came (latin-1). ``--answers`` says in which form
+answers are written, whatever the client accepts: a server may do that, and a proxy must cope.
 """
 
 from __future__ import annotations
 
 import argparse
 import enum
+import gzip
 import http.server
 import json
 import re
+import ssl
 import threading
 import types
 import typing
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -340,10 +346,44 @@ def respond(verb: str, path: str, body: Body) -> tuple[int, Any]:
     raise Refused(404, "Not found")
 
 
+class Tee:
+    """A connection's input that keeps what was read."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.read_bytes = b""
+
+    def read(self, size: int = -1) -> bytes:
+        return self._keep(self._file.read(size))
+
+    def readline(self, size: int = -1) -> bytes:
+        return self._keep(self._file.readline(size))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _keep(self, data: bytes) -> bytes:
+        self.read_bytes += data
+        return data
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     log: Path | None = None
+    raw: Path | None = None
     key: str | None = None
+    answers = "plain"
+
+    def setup(self) -> None:
+        super().setup()
+        if self.raw is not None:
+            self.rfile = Tee(self.rfile)  # type: ignore[assignment]  # it has what the handler calls
+
+    def finish(self) -> None:
+        if self.raw is not None and isinstance(self.rfile, Tee):
+            with lock, self.raw.open("a") as out:
+                out.write(json.dumps(self.rfile.read_bytes.decode("latin-1")) + "\n")
+        super().finish()
 
     def serve(self) -> None:
         raw = self.read_body()
@@ -377,7 +417,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
         data = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
+        if self.answers.startswith("gzip"):
+            data = gzip.compress(data)
+            self.send_header("content-encoding", "gzip")
+        elif self.answers == "deflate":
+            data = zlib.compress(data)
+            self.send_header("content-encoding", "deflate")
+        if self.answers.endswith("chunked"):
+            self.send_header("transfer-encoding", "chunked")
+            sizes = [7, 1, 300, len(data)]  # cut where no JSON token ends
+            pieces = []
+            for size in sizes:
+                piece, data = data[:size], data[size:]
+                pieces += [b"%x\r\n%s\r\n" % (len(piece), piece)] if piece else []
+            data = b"".join(pieces) + b"0\r\n\r\n"
+        else:
+            self.send_header("content-length", str(len(data)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
@@ -394,11 +449,22 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--log", type=Path)
     parser.add_argument("--key-file", type=Path)
+    parser.add_argument("--raw", type=Path)
+    parser.add_argument(
+        "--answers", default="plain", choices=["plain", "chunked", "gzip", "deflate", "gzip-chunked"]
+    )
+    parser.add_argument("--cert", type=Path)
+    parser.add_argument("--cert-key", type=Path)
     given = parser.parse_args()
-    Handler.log = given.log
+    Handler.log, Handler.raw, Handler.answers = given.log, given.raw, given.answers
     Handler.key = given.key_file.read_text().strip() if given.key_file else None
     server = http.server.ThreadingHTTPServer((given.host, given.port), Handler)
     server.daemon_threads = True
+    if given.cert is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(given.cert, given.cert_key)
+        # The handshake is made by the connection's own thread, at its first read.
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     print(f"ready {server.server_address[1]}", flush=True)
     server.serve_forever()
 
