@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from agent.keeper import Keeper
 
 
+MAX_LISTED = 100  # connections older than the agent, of one guard
+
+
 def status_document(keeper: Keeper) -> dict[str, Any]:
     """Times RFC 3339 UTC, sizes bytes, durations seconds."""
     kernel = keeper.steering.stats()
@@ -89,6 +92,16 @@ def _guard(keeper: Keeper, watched: Watched) -> dict[str, Any]:
         "remote": guard.remote_rule,
         "workers": sum(guard.name in m.listening for m in keeper.crew.members.values()),
         "pre_existing": len(watched.pre_existing),
+        "pre_existing_connections": [
+            {
+                "attribution": "pre-existing",
+                "client_addr": str(one.remote),
+                "client_port": one.remote_port,
+                "server_addr": str(one.local),
+                "server_port": one.local_port,
+            }
+            for one in watched.pre_existing[:MAX_LISTED]
+        ],
         "up": any(one.port in guard.ports for one in keeper.steering.up()),
     }
 

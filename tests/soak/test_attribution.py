@@ -21,7 +21,8 @@ import os, socket, sys
 count, user = int(sys.argv[1]), sys.argv[2]
 for n in range(count):
     s = socket.create_connection(("127.0.0.1", 8000))
-    s.sendall(b"GET /api/v2/heartbeat HTTP/1.1\\r\\nhost: x\\r\\nx-claim: %d,%s,%d\\r\\n\\r\\n" % (os.getpid(), user.encode(), n))
+    claim = b"%d,%s,%d" % (os.getpid(), user.encode(), n)
+    s.sendall(b"GET /api/v2/heartbeat HTTP/1.1\\r\\nhost: x\\r\\nx-claim: " + claim + b"\\r\\n\\r\\n")
     if s.recv(4096)[:12] != b"HTTP/1.1 200":
         sys.exit("no answer")
     s.close()

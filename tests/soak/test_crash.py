@@ -18,28 +18,34 @@ from tests.servers.stage import Stage
 ROUNDS = 20 if FULL else 2
 CLIENTS = 4
 EXCHANGES = 250 if FULL else 100  # of each client, in each round
-# Counts what it was really given: an answer is a whole 200 that carries the number asked for. Goes on after a
-# cut connection, as a service would, until it has its number of answers or the time is over.
+# Counts what it was really given: a whole 200. Connects again after a cut, as a service would; a number that
+# was sent is not sent again, for it may have been answered.
 SCRIPT = """
-import http.client, os, sys, time
+import http.client, sys, time
 first, count = int(sys.argv[1]), int(sys.argv[2])
-end, given, connection = time.monotonic() + 60, [], None
-for n in range(first, first + count):
+end, connection = time.monotonic() + 60, None
+
+def connect():
     while time.monotonic() < end:
+        made = http.client.HTTPConnection("127.0.0.1", 8000, timeout=10)
         try:
-            if connection is None:
-                connection = http.client.HTTPConnection("127.0.0.1", 8000, timeout=10)
-            connection.request("GET", "/api/v2/heartbeat", headers={"x-claim": str(n)})
-            answer = connection.getresponse()
-            body = answer.read()
-            if answer.status == 200 and b"heartbeat" in body:
-                given.append(n)
-                print(n, flush=True)
-            break
-        except (OSError, http.client.HTTPException):
-            connection = None
-            time.sleep(0.01)
-            break  # this number may have been answered or not: it is not asked again
+            made.connect()
+            return made
+        except OSError:
+            time.sleep(0.02)
+    sys.exit("nobody listens")
+
+for n in range(first, first + count):
+    connection = connection or connect()
+    try:
+        connection.request("GET", "/api/v2/heartbeat", headers={"x-claim": str(n)})
+        answer = connection.getresponse()
+        if answer.status == 200 and b"heartbeat" in answer.read():
+            print(n, flush=True)
+        else:
+            answer.read()
+    except (OSError, http.client.HTTPException):
+        connection = None
 """
 
 
@@ -90,7 +96,7 @@ def test_after_a_kill_everything_released_is_recorded_and_nobody_went_past(victi
         _check_recorded(stage, answered)
         _check_proof(stage)
     asked = ROUNDS * CLIENTS * EXCHANGES
-    assert len(answered) > asked // 4, "too few answers to say anything"
+    assert len(answered) > asked // 2, "too few answers to say anything"
     if "worker" in victims:
         assert len(answered) < asked, "no exchange was under way when the workers were killed"
 

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import struct
 
-from agent.kernel.attach import BPFFS, find_cgroup2_root
+from agent.kernel.attach import BPFFS
+from agent.kernel.syscalls import link_ids, link_info, link_open
 from tests.conftest import FULL
 from tests.servers.stage import Stage
 
+_CGROUP, _NETNS = 3, 5  # enum bpf_link_type
 CYCLES = 200 if FULL else 5
 
 
@@ -17,20 +19,30 @@ def _left(stage: Stage) -> dict[str, object]:
     """Everything of a run that could stay: pins, programs, cgroups, run files, descriptors, processes."""
     return {
         "pins": sorted(p.name for p in BPFFS.glob(f"*{stage.arena.name}*")),
-        "programs": _programs(),
+        "links": _links(stage),
         "cgroups": sorted(str(p) for p in stage.arena.cgroup.rglob("vecward-*")),
         "run": sorted(os.listdir(stage.folder / "run")) if (stage.folder / "run").exists() else [],
-        "netns": len(list(Path("/var/run/netns").glob("*"))) if Path("/var/run/netns").exists() else 0,
         "processes": sorted(_processes(stage)),
-        "cgroup root": len(list(find_cgroup2_root().iterdir())),
     }
 
 
-def _programs() -> int:
-    """BPF links on this machine: our programs live only by theirs."""
-    from agent.kernel.syscalls import link_ids
-
-    return len(link_ids())
+def _links(stage: Stage) -> int:
+    """BPF links attached to this stage's cgroup or namespace (struct bpf_link_info, linux/bpf.h)."""
+    cgroup = stage.arena.cgroup.stat().st_ino
+    netns = os.fstat(stage.arena.netns.fd).st_ino
+    found = 0
+    for number in link_ids():
+        try:
+            fd = link_open(number)
+        except OSError:
+            continue  # it went away meanwhile
+        try:
+            info = link_info(fd)
+        finally:
+            os.close(fd)
+        kind, target = struct.unpack_from("=I", info)[0], struct.unpack_from("=Q", info, 16)[0]
+        found += (kind, target) == (_CGROUP, cgroup) or (kind, target & 0xFFFFFFFF) == (_NETNS, netns)
+    return found
 
 
 def _processes(stage: Stage) -> list[int]:
@@ -67,4 +79,4 @@ def test_a_killed_run_is_cleaned_up_by_the_next() -> None:
         left = _left(stage)
         # The killed run's cgroup is empty; root removes it, the next run does not know its name.
         assert left["pins"] == before["pins"]
-        assert left["programs"] == before["programs"]
+        assert left["links"] == before["links"]
