@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 from urllib.parse import quote
 
@@ -82,7 +83,13 @@ class ChromaEngine:
             return Operation(self.name, self._guard, method, acts, _EVERYTHING, bytes=size)
         found = self._collections(request, line)
         if isinstance(found, Lookup):
-            return found
+            known = self._names.last((request.segments[_TENANT], request.segments[_DATABASE], found.key))
+            guess = frozenset({known or ANY_COLLECTION})
+            return replace(found, unresolved=self._on(request, route, line, guess, size))
+        return self._on(request, route, line, found, size)
+
+    def _on(self, request: Request, route: Route, line: Spec, found: frozenset[str], size: int) -> Operation:
+        """The operation, with what the path's collection is called."""
         if line.kind not in READERS:
             return Operation(self.name, self._guard, route.method, line.actions, found, bytes=size)
         if request.body is None and route.streamable:

@@ -3,7 +3,8 @@
 
 Owns a bounded cache with an injected clock. It must not outlive the truth: an entry is trusted for
 `TTL` seconds and forgotten at once when a schema operation passes by. A miss is answered by asking
-the database again, never by an old entry.
+the database again, never by an old entry; only where nothing may be asked and nothing is enforced (a
+guard in observe) does `last` give the old one.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ class Names(Generic[K, V]):
         held = self._known.get(key)
         if held is None:
             return None
-        if not 0 <= self._clock() - held[0] < self._ttl:
-            del self._known[key]
-            return None
-        return held[1]
+        return held[1] if 0 <= self._clock() - held[0] < self._ttl else None
+
+    def last(self, key: K) -> V | None:
+        """What was last known, however old: good enough for a guess, never for a right."""
+        held = self._known.get(key)
+        return None if held is None else held[1]
 
     def forget(self) -> None:
         """Everything: the schema may have changed."""

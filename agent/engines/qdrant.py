@@ -3,12 +3,14 @@
 
 Owns aliases: a path and a body may name a collection by an alias, so every name is looked up in
 ``GET /aliases`` (held for 2 s, forgotten when aliases change); when that cannot be read every name is
-``*`` as well. Bias: refuse or ``unknown``.
+``*`` as well. Where it may not be asked (in observe) a name is taken as the collection's own. Bias:
+refuse or ``unknown``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
@@ -20,7 +22,7 @@ from agent.engines.names import Names
 from agent.engines.qdrant_requests import READS
 from agent.engines.qdrant_routes import TABLE
 from agent.engines.qdrant_writes import WRITES
-from agent.engines.routes import UNKNOWN
+from agent.engines.routes import UNKNOWN, Spec
 from agent.protocols.http import Answer, Lookup, Refusal, Request, Response, Route
 from policy.model import ANY_COLLECTION, Action, Operation, Verdict
 
@@ -75,7 +77,13 @@ class QdrantEngine:
             return Operation(self.name, self._guard, route.method, line.actions, found, bytes=size)
         aliases = {} if line.kind == "aliases" else self._names.get(_ALIASES)
         if aliases is None:
-            return self._lookup()
+            return replace(self._lookup(), unresolved=self._on(request, route, line, {}, size))
+        return self._on(request, route, line, aliases, size)
+
+    def _on(
+        self, request: Request, route: Route, line: Spec, aliases: Mapping[str, str] | str, size: int
+    ) -> Operation:
+        """The operation, with what the names in it stand for."""
         named = () if line.kind == "aliases" else (request.segments[1],)
         reader = READERS.get(line.kind)
         if reader is None or (request.body is None and route.streamable):

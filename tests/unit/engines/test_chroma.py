@@ -222,6 +222,44 @@ def test_a_collection_described_in_passing_needs_no_look_up() -> None:
     assert not isinstance(asked.operation(call, asked.route(call)), Lookup)
 
 
+def unresolved(asked: Any, call: Any) -> Any:
+    lookup = asked.operation(call, asked.route(call))
+    assert isinstance(lookup, Lookup)
+    assert lookup.unresolved is not None
+    return lookup.unresolved
+
+
+def test_where_no_name_may_be_asked_all_but_the_name_is_told() -> None:
+    call = request("POST", f"{ONE}/query", {**QUERY, "n_results": 7, "include": ["embeddings"]})
+    found = unresolved(engine("chroma"), call)
+    assert (found.actions, found.collections) == ({Action.SEARCH}, {"*"})
+    assert (found.top_k, found.queries, found.vectors) == (7, 1, True)
+    assert found.method.startswith("POST /api/v2/")
+    found = unresolved(engine("chroma"), request("GET", f"{ONE}/count"))
+    assert (found.actions, found.collections) == ({Action.COUNT}, {"*"})
+    partial = unresolved(engine("chroma"), request("POST", f"{ONE}/add"))
+    assert (partial.actions, partial.partial) == ({Action.WRITE}, True)
+
+
+def test_where_no_name_may_be_asked_the_last_one_known_is_told_until_the_schema_changes() -> None:
+    clock = Clock()
+    asked = engine("chroma", clock)
+    call = request("POST", f"{ONE}/get", {})
+    ask(asked, call)
+    clock.now = 3600.0
+    assert unresolved(asked, call).collections == {"docs"}
+    drop = request("DELETE", f"{CHROMA}/docs")
+    asked.observe(drop, ask(asked, drop), answer({}))
+    assert unresolved(asked, call).collections == {"*"}
+
+
+def test_a_bad_body_is_refused_before_anything_is_looked_up() -> None:
+    asked = engine("chroma")
+    call = request("POST", f"{ONE}/get", b'{"limit":1,"limit":9}')
+    with pytest.raises(Refusal):
+        asked.operation(call, asked.route(call))
+
+
 def test_an_answer_about_another_collection_names_nothing() -> None:
     asked = engine("chroma")
     call = request("POST", f"{ONE}/get", {})

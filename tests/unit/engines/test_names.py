@@ -15,7 +15,16 @@ def test_a_name_is_forgotten_when_its_time_is_over() -> None:
     assert names.get("a") == "docs"
     clock.now = 2.0
     assert names.get("a") is None
-    assert len(names) == 0
+
+
+def test_an_old_name_is_only_a_guess_until_it_is_forgotten() -> None:
+    clock = Clock()
+    names: Names[str, str] = Names(clock, ttl=2.0)
+    names.put("a", "docs")
+    clock.now = 60.0
+    assert (names.get("a"), names.last("a")) == (None, "docs")
+    names.forget()
+    assert names.last("a") is None
 
 
 def test_a_clock_that_goes_back_trusts_nothing() -> None:

@@ -228,6 +228,19 @@ def test_a_change_of_aliases_is_noticed_at_once() -> None:
     assert isinstance(asked.operation(call, asked.route(call)), Lookup)
 
 
+def test_where_aliases_may_not_be_asked_for_a_name_is_taken_as_it_stands() -> None:
+    asked = engine("qdrant")
+    body = {"query": VECTOR, "limit": 7, "with_vector": True}
+    body["lookup_from"] = {"collection": "other"}
+    call = request("POST", "/collections/alias/points/query", body)
+    lookup = asked.operation(call, asked.route(call))
+    assert isinstance(lookup, Lookup)
+    found = lookup.unresolved
+    assert found is not None
+    assert (found.actions, found.collections) == (ask(asked, call).actions, {"alias", "other"})
+    assert (found.top_k, found.queries, found.vectors) == (7, 1, True)
+
+
 def test_with_no_list_of_aliases_every_collection_may_be_meant() -> None:
     asked = engine("qdrant")
     call = request("POST", f"{P}/query", {"query": VECTOR})
