@@ -18,16 +18,13 @@ from tests.demo.screen import Differs, Screen
 from tests.demo.story import Story
 
 
-def _on(name: str) -> bool:
-    return os.environ.get(name, "") not in ("", "0")
-
-
 def main() -> int:
-    screen = Screen(fast=_on("VECWARD_DEMO_FAST"))
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # both clean up
+    screen = Screen(fast=os.environ.get("VECWARD_DEMO_FAST") == "1")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))  # all of them clean up
     log = ""
     try:
-        with Ground(on_host=_on("HOST")) as ground:
+        with Ground(on_host=os.environ.get("HOST") == "1") as ground:
             story = Story(ground, screen)
             try:
                 story.tell()
@@ -36,7 +33,7 @@ def main() -> int:
         story.close()
         return 0
     except KeyboardInterrupt:
-        screen.error("stopped; everything was taken away")
+        screen.error("stopped; all of it was taken away")
         return 130
     except (Cannot, SteeringError, venvs.NoVenv) as error:
         screen.error(f"cannot be shown here: {error}")

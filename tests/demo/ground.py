@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from agent.kernel import attach as kernel
 from agent.kernel import syscalls
-from tests.kernel.arena import Arena, remove_cgroup, sweep
+from tests.kernel.arena import Arena, sweep
 from tests.machine import why_no_steering
 
 PREFIX = "vecward-demo-"
@@ -79,7 +79,7 @@ class Ground:
         if self._arena is None:
             return ["network    this host's own (HOST=1)", f"cgroup     this host's root, {self.cgroup}"]
         return [
-            f"network    a namespace of its own, held by process {self._arena.netns.pid}; only a loopback in it",
+            f"network    a namespace of its own with only a loopback (process {self._arena.netns.pid})",
             f"cgroup     {self.cgroup}; nothing outside of it is steered",
         ]
 
@@ -88,7 +88,7 @@ class Ground:
     def popen(
         self, argv: Sequence[str], user: str | None = None, group: str | None = "clients", **options: Any
     ) -> subprocess.Popen[bytes]:
-        """Start it on the ground, in a session of its own (^C is for the demo alone), ended with the ground."""
+        """Start it on the ground. ^C does not reach it (the demo ends it); it is killed with the ground."""
         if self._arena is not None:
             return self._arena.popen(argv, user=user, group=group, start_new_session=True, **options)
         process = subprocess.Popen(argv, preexec_fn=_as_user(user), start_new_session=True, **options)
@@ -105,6 +105,11 @@ class Ground:
             finally:
                 os.close(descriptor)
         return found
+
+    def network(self) -> int:
+        """Inode of the network namespace everything runs in."""
+        pid: int | str = "self" if self._arena is None else self._arena.netns.pid
+        return os.stat(f"/proc/{pid}/ns/net").st_ino
 
     def _sweep_folder(self) -> None:
         """All but what was kept."""
@@ -169,6 +174,11 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def remove_run_cgroup(cgroup: Path, pid: int) -> None:
-    """What a ``vecward run`` that had to be killed left of its own cgroup."""
-    remove_cgroup(cgroup / f"vecward-{pid}")
+def inhabited(network: int) -> list[int]:
+    """Pids of the processes in a network namespace, by its inode."""
+    found = []
+    for path in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if path.name.isdigit() and (path / "ns" / "net").stat().st_ino == network:
+                found.append(int(path.name))
+    return found

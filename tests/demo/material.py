@@ -47,7 +47,7 @@ contracts = chromadb.HttpClient(port=8000).get_collection("contracts", embedding
 found = contracts.query(query_embeddings=[embed(sys.argv[1])], n_results=2,
                         include=["documents", "metadatas", "embeddings"])
 for text, about in zip(found["documents"][0], found["metadatas"][0]):
-    print(text, about)
+    print(text, "SSN", about["ssn"])
 vectors = found["embeddings"]
 print("embeddings:", "none" if vectors is None else f"{len(vectors[0])} of {len(vectors[0][0])} numbers")
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo's programs: the database, ``vecward run``, clients as users, and Vecward's commands.
 
-Every command that is shown is run exactly as it is shown, in the demo's folder, with the checkout's bin/ and the
+Every command that is shown is run as it is shown, in the demo's folder, with the checkout's bin/ and the
 database's own venv on the path. Owns no sentence of the story.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shlex
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from typing import Any
 from tests import venvs
 from tests.demo.ground import PORT, Cannot, Ground
 from tests.demo.screen import Differs, Screen, plain
+from tests.kernel.arena import remove_cgroup
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "vecward.yaml"
@@ -43,8 +45,6 @@ class Stage:
         """Chroma as its own user; returns when it accepts."""
         data = self.folder / "data"
         data.mkdir()
-        import pwd
-
         entry = pwd.getpwnam(self._database_user)
         os.chown(data, entry.pw_uid, entry.pw_gid)
         line = f"chroma run --host 127.0.0.1 --port {PORT} --path data"
@@ -62,9 +62,13 @@ class Stage:
         self.screen.command("#", f"vecward run -c {CONFIG} &")
         with self.log.open("wb") as out:
             self._run = self.ground.popen(
-                [str(ROOT / "bin" / "vecward"), "run", "-c", CONFIG], group=None,
-                cwd=self.folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=os.environ | {"COLUMNS": "200"},
-            )  # fmt: skip
+                [str(ROOT / "bin" / "vecward"), "run", "-c", CONFIG],
+                group=None,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+            )
         self._wait(lambda: b"vecward: ready" in self.log.read_bytes(), "vecward run", self._run, self.log)
         self.screen.output(self.log.read_text())
         return self._run.pid
@@ -99,38 +103,43 @@ class Stage:
         except subprocess.TimeoutExpired:
             run.kill()
             run.wait()
+            remove_cgroup(self.ground.cgroup / f"vecward-{run.pid}")  # its children with it
 
     # -- programs that end -------------------------------------------------------------------------
 
     def client(self, user: str, line: str) -> str:
         """``USER$ python LINE``: shown, run as that user on the ground, its output shown and given back."""
         self.screen.command(f"{user}$", f"python {line}")
-        process = self.ground.popen(
-            [str(self._venv / "python"), *shlex.split(line)], user=user, cwd=self.folder, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=self._environment(),
-        )  # fmt: skip
-        out, _ = process.communicate(timeout=COMMAND)
-        text = out.decode()
+        code, text = self._python(user, line)
         self.screen.output(text)
-        if process.returncode != 0:
-            raise Differs(f"{line} ended with exit code {process.returncode}")
+        if code != 0:
+            raise Differs(f"{line} ended with exit code {code}")
         return text
 
     def attempt(self, user: str, line: str) -> tuple[int, str, float]:
         """A client that may fail: exit code, the last line it printed (shown), seconds it took."""
         self.screen.command(f"{user}$", f"python {line} 2>&1 | tail -n 1")
         began = time.monotonic()
-        process = self.ground.popen(
-            [str(self._venv / "python"), *shlex.split(line)], user=user, cwd=self.folder, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=self._environment(),
-        )  # fmt: skip
-        out, _ = process.communicate(timeout=COMMAND)
-        last = (out.decode().strip().splitlines() or [""])[-1]
+        code, text = self._python(user, line)
+        last = (text.strip().splitlines() or [""])[-1]
         self.screen.output(last)
-        return process.returncode, last, time.monotonic() - began
+        return code, last, time.monotonic() - began
+
+    def _python(self, user: str, line: str) -> tuple[int, str]:
+        process = self.ground.popen(
+            [str(self._venv / "python"), *shlex.split(line)],
+            user=user,
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=self._environment(),
+        )
+        out, _ = process.communicate(timeout=COMMAND)
+        return process.returncode, out.decode(errors="replace")
 
     def vecward(self, *arguments: str, expect: int = 0) -> str:
-        """``# vecward -c vecward.yaml ARGUMENTS``: shown, run, its output shown; given back without colour."""
+        """``# vecward -c vecward.yaml ARGUMENTS``: shown, run; its output shown, and given back plain."""
         line = ["-c", CONFIG, *arguments]
         self.screen.command("#", f"vecward {shlex.join(line)}")
         done = self._command(line, self.screen.environment)
