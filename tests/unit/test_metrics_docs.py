@@ -38,3 +38,16 @@ def test_every_counter_of_a_worker_is_in_the_documentation_and_no_other() -> Non
     counted |= {f"refused_{reason}" for reason in re.findall(r'\bRefuse\(\s*"([a-z-]+)"', text)}
     assert {"accepted", "bugs", "refused_loop"} <= counted
     assert {name for name in documented if not name.startswith("evidence_")} == counted
+
+
+def test_every_field_of_status_is_in_the_documentation_and_no_other() -> None:
+    text = (ROOT / "agent" / "status.py").read_text(encoding="utf-8")
+    evidence = re.search(
+        r"def document\(.*?(?=^def )", (ROOT / "agent" / "notary.py").read_text(encoding="utf-8"), re.S | re.M
+    )
+    assert evidence is not None
+    fields = set(re.findall(r'"([a-z_]+)":', text + evidence[0])) | {"until", "reason"}
+    page = (ROOT / "docs" / "status.md").read_text(encoding="utf-8")
+    assert {"coverage", "pre_existing", "append_only"} <= fields
+    assert not [name for name in fields if f"`{name}`" not in page]
+    assert not [name for name in rows("status.md") if name not in fields]
