@@ -23,6 +23,7 @@ _NESTED: Final = frozenset({"query", "search"})
 _ROWS: Final = frozenset({"query", "search", "get"})
 _COLUMNS: Final = ("documents", "uris")
 _SCORES: Final = ("distances", "scores")
+_READ: Final = (*_COLUMNS, *_SCORES, "ids", "metadatas")  # every column but the vectors
 
 
 class _Ids(msgspec.Struct):
@@ -90,6 +91,7 @@ def mask(
     if not isinstance(tree, dict) or not isinstance(tree.get("ids"), list):
         raise Refusal("unproven-answer", "the database's answer is not of the known form")
     nested = kind in _NESTED
+    _open_columns(tree, nested)
     _check_filter(verdict, tree, nested)
     _strip_vectors(verdict, veil, tree)
     _mask_columns(veil, tree, nested)
@@ -119,6 +121,22 @@ def _may_hold_vectors(body: bytes) -> bool:
     return body.count(b'"embeddings"') != body.count(b'"embeddings":null') or (
         b"\\" in body and b"\\u" in body
     )
+
+
+def _open_columns(tree: dict[str, Any], nested: bool) -> None:
+    """Read the columns that were cut unread: long ones of numbers (scores) or of nulls only."""
+    for name in _READ:
+        column = tree.get(name)
+        try:
+            if isinstance(column, msgspec.Raw):
+                tree[name] = msgspec.json.decode(column)
+            elif nested and isinstance(column, list):
+                tree[name] = [
+                    msgspec.json.decode(entry) if isinstance(entry, msgspec.Raw) else entry
+                    for entry in column
+                ]
+        except msgspec.DecodeError as error:
+            raise Refusal("unproven-answer", f"{name} in the database's answer is not JSON") from error
 
 
 def _cells(tree: dict[str, Any], name: str, nested: bool, change: Callable[[Any], Any]) -> None:
@@ -189,5 +207,6 @@ def _coarsen(veil: Veil, tree: dict[str, Any], norms: list[float | None]) -> Non
             raise Refusal("unproven-answer", f"{name} in the database's answer is not a list")
         for at, entry in enumerate(column):
             norm = norms[at] if at < len(norms) else None
-            scores = entry if isinstance(entry, list) else []
-            column[at] = [veil.score(score, norm) for score in scores] if entry is not None else None
+            if entry is not None and not isinstance(entry, list):
+                raise Refusal("unproven-answer", f"{name} in the database's answer is not a list of lists")
+            column[at] = None if entry is None else [veil.score(score, norm) for score in entry]

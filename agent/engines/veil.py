@@ -117,7 +117,11 @@ class Veil:
         if isinstance(value, dict):
             return self._keep(value, fields)
         if isinstance(value, list):
-            return [self._keep_below(member, fields) for member in value if isinstance(member, dict | list)]
+            kept = [member for member in value if isinstance(member, dict | list)]
+            self.take("fields", "drop", len(value) - len(kept))
+            return [self._keep_below(member, fields) for member in kept]
+        if value is not None:
+            self.take("fields", "drop")
         return None
 
     def _mask(self, node: Any, path: tuple[str, ...], mask: Mask) -> Any:

@@ -126,3 +126,28 @@ def test_embeddings_are_stripped_whatever_else_is_not_masked() -> None:
     without = answer({**FLAT, "embeddings": None, "include": []})
     out = engine("chroma").mask(GET, ask(engine("chroma"), GET), verdict(vectors=False), without)
     assert out.ids == ("a", "b")
+
+
+def test_a_long_column_of_scores_is_coarsened_like_a_short_one() -> None:
+    ids = [f"i{n}" for n in range(10)]  # ten rows are what a query returns when it names no number
+    scores = [n + 0.12345678901234567 for n in range(10)]
+    body = {"ids": [ids], "distances": [scores], "include": ["distances"]}
+    tree, out = masked(engine("chroma"), QUERY, verdict(masks=(mask(scores=2),)), answer(body))
+    assert tree["distances"] == [[n + 0.12 for n in range(10)]]
+    assert out.masks
+
+
+@pytest.mark.parametrize(("call", "nulls"), [(GET, [None] * 60), (QUERY, [[None] * 60])])
+@pytest.mark.parametrize("field", ["documents", "payload.ssn"])
+def test_long_columns_of_nulls_are_read(call: Any, nulls: Any, field: str) -> None:
+    ids = ["a"] * 60 if call is GET else [["a"] * 60]
+    body = {"ids": ids, "documents": nulls, "metadatas": nulls}
+    tree, _ = masked(engine("chroma"), call, verdict(masks=(mask(field=field),)), answer(body))
+    assert (tree["documents"], tree["metadatas"]) == (nulls, nulls)
+
+
+@pytest.mark.parametrize("value", ["12 Main St", 5, ["12 Main St"], [7] * 80])
+def test_a_value_that_stands_where_an_allowed_field_has_its_parent_goes(value: Any) -> None:
+    body = {"ids": ["a"], "metadatas": [{"address": value}]}
+    tree, _ = masked(engine("chroma"), GET, verdict(fields=frozenset({"address.city"})), answer(body))
+    assert tree["metadatas"][0]["address"] in (None, [])
