@@ -72,6 +72,7 @@ class AgentLink:
             self._channel = None
             if not self._closing:
                 self._lost()
+                await asyncio.sleep(_RETRY)  # an agent that takes nobody in must not be asked in a loop
 
     async def _connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -116,6 +117,11 @@ class AgentLink:
                 waiting[1].set_result(message.subject)
             return
         self._received(message, descriptors)
+
+    def drop_questions(self) -> None:
+        """Whoever waits for an identity is cancelled: this worker stops."""
+        for _, answer in self._questions.values():
+            answer.cancel()
 
     def close(self) -> None:
         self._closing = True

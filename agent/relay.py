@@ -17,14 +17,16 @@ from typing import Any
 from typing import Protocol as Interface
 
 from agent.messages import GuardSettings
-from agent.protocols.session import Intent, Output, ProtocolError, Record, Session
-from agent.sides import ServerSide, address_of, pause, send_eof, send_reset, socket_cookie
+from agent.protocols.session import Intent, Opaque, Output, ProtocolError, Record, Session
+from agent.sides import ServerSide, address_of, close_gently, pause, send_eof, send_reset, socket_cookie
 from agent.tally import Tally
 from policy.model import RecordMode, Subject
 
 DIAL_TIMEOUT = 10.0  # seconds for the database to answer a SYN on this host
 LINGER = 2.0  # seconds in which a refused client may read why
 HIGH_WATER = 1 << 20  # bytes queued on one side before the other is paused
+MAX_UNRECORDED = 32  # outputs that wait for their records before both sides are paused
+_STRICTNESS: dict[RecordMode, int] = {"best-effort": 0, "strict": 1, "strict-sync": 2}
 
 
 class Refuse(Exception):
@@ -120,6 +122,7 @@ class Relay:
         self._opened = False
         self._closing: str | None = None
         self._draining = False
+        self._client_full = self._server_full = self._behind = False
         client.set_write_buffer_limits(HIGH_WATER)
         self._start_task = asyncio.get_running_loop().create_task(self._start())
 
@@ -132,10 +135,13 @@ class Relay:
     async def _start(self) -> None:
         try:
             self.subject = await self.host.identify(self)
-            if not self.is_open:
+            self.host.journal.open_session(self.id, self.host.card(self))
+            if (
+                not self.is_open
+            ):  # it came, and its name is known: that it left so soon is no reason not to say
+                self.host.journal.close_session(self.id, self._summary())
                 self.host.forget(self)
                 return
-            self.host.journal.open_session(self.id, self.host.card(self))
             self._opened = True
             self.host.admit(self)
             self.admitted = True
@@ -152,7 +158,7 @@ class Relay:
                 early, self._early = self._early, b""
                 self._feed(self._session.client_data, early)
             if self._eof_early:
-                self._feed(self._session.client_eof)
+                self.client_eof()
         except Refuse as refused:
             self.host.count(f"refused_{refused.reason}")
             self._end(refused.reason, reset=True)
@@ -224,6 +230,9 @@ class Relay:
             waiting = _Waiting(output, ready=False)
             self._queue.append(waiting)
             self.host.journal.put(self.id, output.records, mode, lambda ok: self._recorded(waiting, ok))
+            if len(self._queue) > MAX_UNRECORDED and not self._behind:
+                self._behind = True
+                self._regulate()
         elif self._queue:
             self._queue.append(_Waiting(output, ready=True))
         else:
@@ -235,12 +244,23 @@ class Relay:
         while self._queue and self._queue[0].ready:
             head = self._queue.popleft()
             if not head.ok and self.enforcing:
-                self._queue.clear()
-                self.host.count("refused_evidence")
-                self._end("evidence", reset=True)
+                self._refuse_unrecorded()
                 return
             self._write(head.output)
+        if self._behind and len(self._queue) <= MAX_UNRECORDED // 2:
+            self._behind = False
+            self._regulate()
         if self._closing and not self._queue:
+            self._finish()
+
+    def _refuse_unrecorded(self) -> None:
+        """A strict record was not written: nothing behind it may pass, also where a close is under way."""
+        self._queue.clear()
+        if not self._closing:
+            self.host.count("refused_evidence")
+        self._end("evidence", reset=True)
+        self._cut()
+        if not self._queue:
             self._finish()
 
     def _write(self, output: Output) -> None:
@@ -263,23 +283,32 @@ class Relay:
                 self._end("reset", reset=True)
 
     def _take_note(self, records: Sequence[Record]) -> RecordMode:
-        """Count what is recorded; returns the mode in which it must be written."""
+        """Count what is recorded; returns the mode in which it must be written: the strictest in it."""
+        strictest: RecordMode | None = None
         for record in records:
             self.tally.note(record)
             if type(record) is Intent:
                 self._mode = record.verdict.mode
-                if self._timer is not None:
-                    self._timer.cancel()
-                    self._timer = None
-        return self._mode if self.enforcing else "best-effort"
+            if self._timer is not None and type(record) in (Intent, Opaque):
+                self._timer.cancel()
+                self._timer = None
+            if strictest is None or _STRICTNESS[self._mode] > _STRICTNESS[strictest]:
+                strictest = self._mode
+        return (strictest or self._mode) if self.enforcing else "best-effort"
 
     # -- backpressure ------------------------------------------------------------------------------
 
     def client_full(self, full: bool) -> None:
-        pause(self._server, full)
+        self._client_full = full
+        self._regulate()
 
     def server_full(self, full: bool) -> None:
-        pause(self._client, full)
+        self._server_full = full
+        self._regulate()
+
+    def _regulate(self) -> None:
+        pause(self._server, self._client_full or self._behind)
+        pause(self._client, self._server_full or self._behind)
 
     # -- the end -----------------------------------------------------------------------------------
 
@@ -299,7 +328,7 @@ class Relay:
     def drain(self) -> None:
         """Close as soon as no exchange is under way."""
         self._draining = True
-        if self.tally.open == 0 and not self._queue:
+        if self.tally.open == 0 and not self._queue and not self._early:
             self._end("drained")
 
     def _end(self, reason: str, *, reset: bool = False, message: str | None = None) -> None:
@@ -308,30 +337,28 @@ class Relay:
         self._closing = reason
         if self._timer is not None:
             self._timer.cancel()
-        records: list[Record] = []
+        last = Output()
         if self._session is not None:
             try:
                 if message is not None and self.enforcing:
                     refusal = self._session.refuse_all(message)
-                    records += refusal.records
-                    if self._client is not None and not self._queue:
-                        self._client.writelines(refusal.to_client)
-                records += self._session.abandon(reason).records
+                    last.records += refusal.records
+                    last.to_client += refusal.to_client
+                last.records += self._session.abandon(reason).records
             except Exception as error:
                 self.host.report_bug(error)
         if reset:
-            send_reset(self._client)
-            send_reset(self._server)
-            self._client = self._server = None
-        self._record_end(records)
+            self._cut()
+        self._record_end(last)
 
-    def _record_end(self, records: list[Record]) -> None:
-        if records and self._opened:
-            waiting = _Waiting(Output(), ready=False)
-            self._queue.append(waiting)
-            mode = self._take_note(records)
-            self.host.journal.put(self.id, records, mode, lambda ok: self._recorded(waiting, ok))
-        elif not self._queue:
+    def _cut(self) -> None:
+        send_reset(self._client)
+        send_reset(self._server)
+        self._client = self._server = None
+
+    def _record_end(self, last: Output) -> None:
+        self._apply(last if self._opened else Output(to_client=last.to_client))
+        if not self._queue:
             self._finish()
 
     def _finish(self) -> None:
@@ -339,7 +366,7 @@ class Relay:
         if self._server is not None:
             self._server.close()
         if self._client is not None:
-            self._close_client(self._client)
+            close_gently(self._client, LINGER)  # its own end of file closes it earlier
         self._client = self._server = None
         self._end_session()
         if self._opened:
@@ -369,14 +396,3 @@ class Relay:
                 side: {"bytes": count, "sha256": digest} for side, count, digest in self._unread
             }
         return summary
-
-    def _close_client(self, client: asyncio.Transport) -> None:
-        """Close so that the last bytes arrive: with unread input a close would reset and lose them.
-
-        The client's own end of file closes earlier (``ClientSide.eof_received``).
-        """
-        if client.is_closing() or not client.can_write_eof():
-            client.close()
-            return
-        client.write_eof()
-        asyncio.get_running_loop().call_later(LINGER, client.abort)

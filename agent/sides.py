@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 SO_COOKIE = 57  # asm-generic/socket.h
+STALL = 30  # times a closing client may be found to have taken nothing of what it is still owed
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
 
@@ -137,6 +138,29 @@ def send_reset(transport: asyncio.Transport | None) -> None:
         with contextlib.suppress(OSError):  # already closed: there is nothing to reset
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
     transport.abort()
+
+
+def close_gently(transport: asyncio.Transport, seconds: float) -> None:
+    """End our direction; close for good once what is owed was taken and `seconds` more have passed.
+
+    A close at once would reset the connection where input is unread, and the peer would lose the last bytes.
+    """
+    if transport.is_closing() or not transport.can_write_eof():
+        transport.close()
+        return
+    transport.write_eof()
+    _linger(transport, seconds, transport.get_write_buffer_size(), STALL)
+
+
+def _linger(transport: asyncio.Transport, seconds: float, owed: int, patience: int) -> None:
+    def look() -> None:
+        left = transport.get_write_buffer_size()
+        if owed == 0 or transport.is_closing() or (left == owed and patience == 0):
+            transport.abort()
+        else:
+            _linger(transport, seconds, left, patience - 1 if left == owed else STALL)
+
+    asyncio.get_running_loop().call_later(seconds, look)
 
 
 def socket_cookie(transport: asyncio.Transport) -> int | None:

@@ -349,6 +349,7 @@ class Worker:
         await self._stopping.wait()
         for relay in list(self._relays.values()):
             relay.end("stopped")
+        self._link.drop_questions()  # nothing may be recorded once the stream is closed
         if self._stream.is_begun:
             self._stream.close()
             await asyncio.sleep(0.02)  # the last presentation leaves before the socket closes
