@@ -64,6 +64,8 @@ class Channel:
             return
         if len(payload) > MAX_MESSAGE:
             raise ValueError(f"a message of {len(payload)} bytes; at most {MAX_MESSAGE}")
+        if len(descriptors) > MAX_DESCRIPTORS:
+            raise ValueError(f"a message with {len(descriptors)} descriptors; at most {MAX_DESCRIPTORS}")
         if self._waiting > MAX_WAITING:
             self.close(f"more than {MAX_WAITING} bytes wait to be sent")
             return
@@ -129,6 +131,10 @@ class Channel:
             return
         self._in += data
         self._deliver()
+        # The kernel gives descriptors with the first byte of what they came with: more than one message's
+        # are descriptors that nobody announced, and would pile up.
+        if self._open and len(self._fds) > (MAX_DESCRIPTORS if self._in else 0):
+            self.close("descriptors came without a message")
 
     def _deliver(self) -> None:
         while self._open and len(self._in) >= _HEAD.size:

@@ -463,7 +463,8 @@ def test_a_full_side_pauses_the_other_and_room_lets_it_go_on() -> None:
 
 def test_both_sides_wait_while_records_wait_for_the_disk() -> None:
     async def story() -> None:
-        host = Host(Script(client_data=[Output([b"x"], records=[intent(1, "strict-sync")]) for _ in range(40)]))
+        pieces = [Output([b"x"], records=[intent(1, "strict-sync")]) for _ in range(40)]
+        host = Host(Script(client_data=pieces))
         relay = await host.stand()
         for n in range(40):
             assert n < 33 or (host.client.paused and host.server.paused), "memory would grow without bound"
