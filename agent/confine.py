@@ -16,6 +16,7 @@ import pwd
 import resource
 import signal
 import struct
+from collections.abc import Container
 from pathlib import Path
 
 CAP_DAC_READ_SEARCH = 2
@@ -143,14 +144,16 @@ def raise_open_files() -> int:
     return wanted
 
 
-def user_ids(name: str, fallback: int) -> tuple[int, int, bool]:
-    """(uid, gid, exists) of a system user; two unused ids where it does not exist."""
+def user_ids(name: str, taken: Container[int] = ()) -> tuple[int, int, bool]:
+    """(uid, gid, exists) of a system user; an unused id, none of `taken`, where it does not exist."""
     try:
         entry = pwd.getpwnam(name)
         return entry.pw_uid, entry.pw_gid, True
     except KeyError:
         pass
-    for uid in DYNAMIC_IDS[fallback:]:
+    for uid in DYNAMIC_IDS:
+        if uid in taken:
+            continue
         try:
             pwd.getpwuid(uid)
         except KeyError:
@@ -159,6 +162,20 @@ def user_ids(name: str, fallback: int) -> tuple[int, int, bool]:
             except KeyError:
                 return uid, uid, False
     raise ConfineError(f"there is no user {name!r}, and no unused id for it")
+
+
+def two_users(agent: str, proxy: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(uid, gid) of the agent's and of the proxies' user.
+
+    Raises ConfineError where they are one or root: the proxies must not open what the agent holds.
+    """
+    agent_uid, agent_gid, _ = user_ids(agent)
+    proxy_uid, proxy_gid, _ = user_ids(proxy, (agent_uid, agent_gid))
+    if 0 in (agent_uid, proxy_uid):
+        raise ConfineError("`users:` must not name root: nothing that meets strangers may be it")
+    if agent_uid == proxy_uid or agent_gid == proxy_gid:
+        raise ConfineError(f"the users {agent!r} and {proxy!r} must differ, and their groups too")
+    return (agent_uid, agent_gid), (proxy_uid, proxy_gid)
 
 
 def group_id(name: str) -> int | None:

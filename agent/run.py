@@ -8,8 +8,6 @@ parses no client's byte and holds no key. Under systemd the units do what this m
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import gc
 import os
 import select
@@ -21,50 +19,28 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO, cast
 
 from agent import confine
 from agent.config import Config
-from agent.kernel.attach import attach, detach, find_cgroup2_root
+from agent.kernel.attach import attach, check_ours, detach, find_cgroup2_root
+from agent.places import (
+    Places,
+    RunError,
+    Unbroken,
+    claim,
+    make_evidence_dir,
+    make_run_dir,
+    remove_folder,
+    run_dir_names,
+    sweep_cgroups,
+)
 
 READY_TIMEOUT = 60.0  # from start to the last listener, on a slow and loaded host
 STOP_TIMEOUT = 15.0
 DRAIN = 5.0  # what a foreground run gives exchanges under way
 RESPAWN_FIRST, RESPAWN_LAST = 0.1, 5.0
 OBJECT = Path(__file__).resolve().parent.parent / "bpf" / "steer.bpf.o"
-
-
-class RunError(Exception):
-    """It cannot start; one line for a person, and a hint."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where this run's processes live and who they are."""
-
-    config_file: Path
-    run_dir: Path
-    base_cgroup: Path
-    agent_uid: int
-    agent_gid: int
-    proxy_uid: int
-    proxy_gid: int
-    cgroup_root: Path
-
-    @property
-    def agent_cgroup(self) -> Path:
-        return self.base_cgroup / "agent"
-
-    @property
-    def proxy_cgroup(self) -> Path:
-        return self.base_cgroup / "proxy"
-
-    @property
-    def worker_socket(self) -> Path:
-        return self.run_dir / "worker.sock"
 
 
 @dataclass
@@ -102,16 +78,21 @@ class Supervisor:
         self._children: list[_Child] = []
         self._made: list[Path] = []
         self._attached = False
+        self._locks: list[int] = []
+        self._ours = False  # nothing of another run's is touched before it is known that there is none
         places = self._prepare()
+        self._install_signals()
+        streams = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = (cast("TextIO", Unbroken(stream)) for stream in streams)
         try:
             self._lock(places)
             self._attach(places)
-            self._install_signals()
             self._start(places)
             self._watch()
             return self._stop()
         finally:
             self._clean(places)
+            sys.stdout, sys.stderr = streams
 
     # -- setting up --------------------------------------------------------------------------------
 
@@ -122,51 +103,39 @@ class Supervisor:
             raise RunError(
                 f"{point} is not a cgroup of the v2 hierarchy", "set steer.cgroup, or leave it at auto"
             )
-        agent_uid, agent_gid, _ = confine.user_ids(self.config.users.agent, 0)
-        proxy_uid, proxy_gid, _ = confine.user_ids(self.config.users.proxy, 1)
+        try:
+            (agent_uid, agent_gid), (proxy_uid, proxy_gid) = confine.two_users(
+                self.config.users.agent, self.config.users.proxy
+            )
+        except confine.ConfineError as error:
+            raise RunError(str(error), "`users:` of the configuration names the two") from None
         return Places(
             config_file=self.config_file,
             run_dir=self.config.control.socket.parent,
             base_cgroup=point / f"vecward-{os.getpid()}",
             agent_uid=agent_uid, agent_gid=agent_gid, proxy_uid=proxy_uid, proxy_gid=proxy_gid,
-            cgroup_root=root,
+            cgroup_root=root, read_group=self.config.control.read_group,
         )  # fmt: skip
 
     def _lock(self, places: Places) -> None:
-        """One run a run directory and a pin directory; what a crashed one left is taken away first."""
-        if not places.run_dir.exists():
-            places.run_dir.mkdir(parents=True, mode=0o755)
+        """One run a run, evidence and pin directory; what a crashed one left is taken away first."""
+        if make_run_dir(places, self.config):
             self._made.append(places.run_dir)
-        os.chown(places.run_dir, places.agent_uid, places.agent_gid)
-        self._lock_fd = os.open(places.run_dir / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(
-                f"another vecward runs with {places.run_dir}", "stop it first, or set control.socket"
-            ) from None
-        gone = detach(self.config.steer.pins)
+        make_evidence_dir(places, self.config)
+        pins = self.config.steer.pins
+        check_ours(pins)
+        self._locks.append(claim(places.run_dir, "control.socket"))
+        self._locks.append(claim(self.config.evidence.dir, "evidence.dir"))
+        if pins.exists():
+            self._locks.append(claim(pins, "steer.pins"))
+        self._ours = True
+        gone = detach(pins)
         if gone:
             self.say(f"vecward: took away what an earlier run left attached ({len(gone)} pins)")
+        sweep_cgroups(places.base_cgroup.parent)
         for folder in (places.base_cgroup, places.agent_cgroup, places.proxy_cgroup):
             folder.mkdir()
             self._made.append(folder)
-        self._make_evidence(places)
-
-    def _make_evidence(self, places: Places) -> None:
-        folder = self.config.evidence.dir
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o750)
-            readers = confine.group_id(self.config.control.read_group)
-            os.chown(folder, places.agent_uid, readers if readers is not None else places.agent_gid)
-            folder.chmod(0o2750)
-            for path in folder.rglob("*"):  # users of an earlier run may have been other ids
-                if path.lstat().st_uid != places.agent_uid:
-                    os.chown(path, places.agent_uid, -1, follow_symlinks=False)
-        except OSError as error:
-            raise RunError(
-                f"{folder}: {error.strerror}", "set evidence.dir to a folder that root may write"
-            ) from None
 
     def _attach(self, places: Places) -> None:
         point = places.base_cgroup.parent
@@ -178,6 +147,7 @@ class Supervisor:
         finally:
             os.close(netns)
         self._attached = True
+        self._locks.append(claim(self.config.steer.pins, "steer.pins"))
         for program, why in loaded.lost.items():
             self.say(f"vecward: not loaded: {program}: {why}")
 
@@ -193,8 +163,8 @@ class Supervisor:
         self._stopping += 1
 
     def _asked_to_reload(self, *_: object) -> None:
-        agent = self._children[0]
-        if agent.pid:
+        agent = self._children[0] if self._children else None
+        if agent is not None and agent.pid:
             os.kill(agent.pid, signal.SIGHUP)
 
     # -- children ----------------------------------------------------------------------------------
@@ -236,10 +206,14 @@ class Supervisor:
         code = 1
         try:
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            for number in (signal.SIGTERM, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)
+            # The terminal's signals go to the whole group: they are the supervisor's to answer.
+            for number in (signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
             (cgroup / "cgroup.procs").write_text("0")
-            os.close(self._lock_fd)
+            for lock in self._locks:
+                os.close(lock)
             code = main()
         except KeyboardInterrupt:
             code = 0
@@ -333,25 +307,13 @@ class Supervisor:
         if self._attached:
             detach(self.config.steer.pins)
             self.say("vecward: detached; the ports reach the database directly")
-        for name in ("worker.sock", "control.sock", "metrics.sock", "lock", self.config.control.socket.name):
+        for name in run_dir_names(self.config) if self._ours else ():
             with suppress(OSError):
                 (places.run_dir / name).unlink()
         for folder in reversed(self._made):
-            _remove_folder(folder)
-
-
-def _remove_folder(folder: Path) -> None:
-    """A cgroup stays busy for a moment after its last process."""
-    for _ in range(50):
-        try:
-            folder.rmdir()
-            return
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
-                return
-            time.sleep(0.02)
+            remove_folder(folder)
+        for lock in self._locks:
+            os.close(lock)
 
 
 def _agent(places: Places, workers: int, notes: socket.socket) -> int:
@@ -367,7 +329,7 @@ def _agent(places: Places, workers: int, notes: socket.socket) -> int:
     os.chown(places.worker_socket, places.agent_uid, places.proxy_gid)
     places.worker_socket.chmod(0o660)
     listener.listen(128)
-    readers = confine.group_id("vecward-audit")
+    readers = confine.group_id(places.read_group)
     confine.become(
         places.agent_uid,
         places.agent_gid,

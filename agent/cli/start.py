@@ -35,7 +35,7 @@ def run(settings: Settings, file: Path | None) -> int:
         load_rulebook(config, time.time())  # the agent does it again; here its problems end the start
         return Supervisor(config, path.resolve()).run()
     except ConfigError as error:
-        raise Fail("\n".join(error.problems), "nothing was started") from None
+        raise Fail("\n".join(error.problems), "nothing was started", lines=True) from None
     except PolicyError as error:
         raise Fail(str(error), "nothing was started") from None
     except SteeringError as error:
@@ -64,14 +64,14 @@ def steer(settings: Settings) -> int:
     try:
         config = load_config(settings.config_file)
         point = find_cgroup2_root() if config.steer.cgroup == "auto" else config.steer.cgroup
-        uid, gid, _ = confine.user_ids(config.users.agent, 0)
+        uid, gid, _ = confine.user_ids(config.users.agent)
         netns = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             loaded = attach(config.steer.pins, point, netns, OBJECT, (uid, gid))
         finally:
             os.close(netns)
     except ConfigError as error:
-        raise Fail("\n".join(error.problems)) from None
+        raise Fail("\n".join(error.problems), lines=True) from None
     except SteeringError as error:
         raise Fail(f"steering: {error.missing}", error.hint or None) from None
     click.echo(f"attached {len(loaded.programs)} programs below {loaded.pins}")
@@ -93,7 +93,7 @@ def unsteer(settings: Settings) -> int:
         pins = load_config(settings.config_file).steer.pins
     except ConfigError as error:
         if settings.config is not None:
-            raise Fail("\n".join(error.problems)) from None
+            raise Fail("\n".join(error.problems), lines=True) from None
         pins = Path("/sys/fs/bpf/vecward")  # a broken configuration must not keep anyone from opening the way
     removed = detach(pins)
     click.echo(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,12 +72,14 @@ def attach(
 
     ``owner``: (uid, gid) that the pins are given to; opening a pin needs write permission on it.
     """
+    check_ours(pins)
     if pins.exists():
         raise SteeringError(f"{pins} exists: steering is already attached", "detach it first")
     if not object_file.is_file():
         raise SteeringError(f"no object file {object_file}", "make -C bpf")
     _ensure_bpffs(pins.parent)
     staging = pins.with_name(f"{pins.name}~{os.getpid()}")  # bpffs refuses names with a dot
+    check_ours(staging)
     remove_pins(staging)
     try:
         with _directory(cgroup) as cgroup_fd:
@@ -105,11 +108,14 @@ def attach_namespace(
 
 
 def detach(pins: Path) -> list[str]:
-    """Detach and unpin everything, also what a crash left half done. Returns what was removed; idempotent."""
+    """Detach and unpin everything, also what a crash left half done. Returns what was removed; idempotent.
+
+    Raises SteeringError where somebody else made the directory."""
+    check_ours(pins)
     removed: list[str] = []
     leftovers = sorted(pins.parent.glob(f"{pins.name}~*")) if pins.parent.is_dir() else []
     for tree in (pins, *leftovers):
-        if tree == pins or not _alive(tree):
+        if tree == pins or (_is_ours(tree) and not _alive(tree)):
             removed += remove_pins(tree)
     return removed
 
@@ -173,10 +179,30 @@ def _directory(path: Path) -> Iterator[int]:
 
 
 def _give(tree: Path, owner: tuple[int, int] | None) -> None:
-    for path in (tree, *tree.rglob("*")):
+    """The directory itself stays root's: that is how a later start knows that it is ours."""
+    os.chmod(tree, 0o711)  # noqa: S103 - to be gone through, by who may open what is below
+    for path in tree.rglob("*"):
         os.chmod(path, 0o700 if path.is_dir() else 0o600)
         if owner is not None:
             os.chown(path, *owner)
+
+
+def _is_ours(tree: Path) -> bool:
+    """Whether we made it, or nobody did. The kernel mounts a bpf file system that everyone may write: there a
+    stranger's directory, or a link in it, would have root detach what other programs pinned."""
+    try:
+        found = tree.lstat()
+    except FileNotFoundError:
+        return True
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+
+
+def check_ours(tree: Path) -> None:
+    """Raises SteeringError where somebody else made it."""
+    if not _is_ours(tree):
+        raise SteeringError(
+            f"{tree} was made by somebody else", f"look at it, remove it, and chmod 0755 {tree.parent}"
+        )
 
 
 def _alive(staging: Path) -> bool:
