@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The identity card of a session: what its first evidence frame says of who connected.
 
-Owns the mapping from a `Subject` to the session fields that are promised (docs/evidence-format.md).
+Owns the mapping from a `Subject` to the session fields that are promised (docs/evidence-format.md), and to
+what beside them lets a recorded exchange be judged again by the whole Subject.
 No credential, no environment, no file content; argv is bounded by identity and is unattested.
 """
 
@@ -17,6 +18,7 @@ _COPIED = (
     "login_uid", "login_user", "audit_session", "unit", "user_unit", "slice", "container", "cgroup",
     "user_ns", "mnt_ns", "net_ns", "tls_subject",
 )  # fmt: skip
+_BESIDE = ("group", "parent_exe", "cwd", "script", "image", "login_session", "is_self", "remote")
 
 
 def session_card(
@@ -46,7 +48,8 @@ def session_card(
         "server_addr": server[0],
         "server_port": server[1],
         "null_reason": dict(subject.null_reason),
+        "unobtained": sorted(subject.unobtained),
     }
-    for name in _COPIED:
+    for name in (*_COPIED, *_BESIDE):
         card[name] = getattr(subject, name)
     return card

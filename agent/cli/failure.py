@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a command ends when it does not end well: the exit codes, and the one error they come with.
 
-The only place that maps a reason to a code. An error is one line on stderr, with a hint.
+The only place that maps a reason to a code. An error is one line on stderr, with a hint; only the problems
+of a file of ours (a line for each) may be several.
 """
 
 from __future__ import annotations
@@ -20,13 +21,19 @@ class Code(IntEnum):
 
 
 class Fail(Exception):
-    """Ends the command: `message` says what is wrong, `hint` what to do, `code` how to exit."""
+    """Ends the command: `message` says what is wrong, `hint` what to do, `code` how to exit.
 
-    def __init__(self, message: str, hint: str | None = None, code: Code = Code.FAILED) -> None:
+    `lines` lets the message have several lines; without it a newline in what it quotes is shown as one.
+    """
+
+    def __init__(
+        self, message: str, hint: str | None = None, code: Code = Code.FAILED, *, lines: bool = False
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.code = code
+        self.lines = lines
 
     @classmethod
     def from_os(cls, what: str, error: OSError) -> Fail:

@@ -121,10 +121,11 @@ def _guarded(call: Any) -> int:
     try:
         result = call()
     except Fail as error:
-        return _say(str(error), error.code)
+        return _say(str(error), error.code, error.lines)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "vecward"
-        return _say(f"{error.format_message()} (hint: {where} --help)", Code.USAGE)
+        message = " ".join(error.format_message().split())  # click lists choices on lines of their own
+        return _say(f"{message} (hint: {where} --help)", Code.USAGE)
     except click.ClickException as error:
         return _say(error.format_message(), Code.FAILED)
     except (click.Abort, KeyboardInterrupt):
@@ -137,10 +138,10 @@ def _guarded(call: Any) -> int:
     return result if isinstance(result, int) else Code.DONE
 
 
-def _say(line: str, code: int) -> int:
+def _say(line: str, code: int, lines: bool = False) -> int:
     from agent.cli.output import clean
 
-    sys.stderr.write(f"vecward: {clean(line, lines=True)}\n")
+    sys.stderr.write(f"vecward: {clean(line, lines)}\n")
     return code
 
 

@@ -44,7 +44,9 @@ def _context(settings: Settings) -> GuardContext:
         return guard_context(load_config(settings.config_file), time.time())
     except ConfigError as error:
         raise Fail(
-            "\n".join(error.problems), "the policy is checked against the guards of the configuration"
+            "\n".join(error.problems),
+            "the policy is checked against the guards of the configuration",
+            lines=True,
         ) from None
 
 
@@ -58,9 +60,9 @@ def _load(settings: Settings, files: Sequence[Path]) -> Document:
         paths = _spread(files) or policy_files(load_config(settings.config_file))
         return load_policy(read_files(paths), _context(settings))
     except ConfigError as error:
-        raise Fail("\n".join(error.problems)) from None
+        raise Fail("\n".join(error.problems), lines=True) from None
     except PolicyError as error:
-        raise Fail(str(error)) from None
+        raise Fail(str(error), lines=True) from None
 
 
 def _spread(files: Sequence[Path]) -> list[Path]:
@@ -159,22 +161,24 @@ def explain(
 
     document = _load(settings, files)
     engines = {guard.name: guard.engine for guard in _context(settings).guards or ()}
+    recorded = None
     try:
         if session is not None:
-            subject, operation = _recorded(settings, session, exchange)
+            subject, operation, found_exchange = _recorded(settings, session, exchange)
+            recorded = recorded_verdict(found_exchange, document.hash)
         elif who or what:
             subject, operation = subject_from(_words(who, "--who")), operation_from(_words(what, "--what"))
         else:
             raise Fail("nothing to explain", "give --session ID, or --who and --what", Code.USAGE)
     except PolicyError as error:
-        raise Fail(str(error), None, Code.USAGE) from None
+        raise Fail(str(error), None, Code.USAGE, lines=True) from None
     found = trace(Policy(document.rules), subject, with_engine(operation, engines), time.time())
     if as_json or settings.json:
-        print_json(found.as_dict())
+        print_json(found.as_dict() | ({} if recorded is None else {"recorded": recorded}))
     else:
         from agent.cli.output import clean
 
-        for line in found.lines():
+        for line in ([] if recorded is None else [_recorded_line(recorded)]) + found.lines():
             click.echo(clean(line, lines=True))
     return Code.DONE
 
@@ -189,12 +193,13 @@ def _words(pairs: Sequence[str], option: str) -> dict[str, str]:
     return words
 
 
-def _recorded(settings: Settings, session: str, n: int) -> tuple[Subject, Operation]:
+def _recorded(settings: Settings, session: str, n: int) -> tuple[Subject, Operation, Exchange]:
     from agent.cli.asking import asking
 
     with asking(settings) as query:
         found = query.session(session)
-        return subject_of(found), operation_of(query.exchange(found, n))
+        exchange = query.exchange(found, n)
+        return subject_of(found), operation_of(exchange), exchange
 
 
 def subject_of(session: Session) -> Subject:
@@ -205,24 +210,40 @@ def subject_of(session: Session) -> Subject:
     values = {name: getattr(session, name) for name in held - {"parents", "attribution", "null_reason"}}
     made = Subject(Attribution(session.attribution or "unattributed"), **values)
     origin = session.login_from or {}
+    beside = session.beside
+    if "unobtained" not in beside:  # a card of a writer that did not keep the whole of it
+        beside = {
+            "remote": session.client_addr if session.attribution == "remote" else None,
+            "parent_exe": session.parents[0]["exe"] if session.parents else None,
+            "login_session": session.login_uid is not None,
+            "unobtained": frozenset({"cwd", "script", "image", "group"}),
+            **beside,
+        }
     return replace(
         made,
-        remote=session.client_addr if session.attribution == "remote" else None,
-        parents=tuple(Parent(int(p["pid"]), p["exe"]) for p in session.parents),
-        parent_exe=session.parents[0]["exe"] if session.parents else None,
-        login_session=session.login_uid is not None,
+        parents=tuple(Parent(int(p["pid"] or 0), p["exe"]) for p in session.parents),
         login_tty=origin.get("tty"),
         login_peer=origin.get("peer"),
-        unobtained=frozenset({"cwd", "script", "image"}),
         null_reason=dict(session.null_reason),
+        **beside,
     )
 
 
 def operation_of(exchange: Exchange) -> Operation:
-    """The Operation that an exchange was judged as."""
+    """The Operation that an exchange was judged as. Raises Fail where the record of it is lost."""
     from policy.model import Action, Operation
 
+    if exchange.verdict is None:
+        raise Fail(
+            f"what exchange {exchange.n} asked for is not in evidence", "vecward verify says what is amiss"
+        )
     known = exchange.trace.get("operation", {})
+    asked = known.get("fields")
+    odd = set(exchange.actions) - set(Action)
+    if odd:
+        raise Fail(
+            f"exchange {exchange.n} was judged as {', '.join(sorted(odd))}, which this build does not know"
+        )
     return Operation(
         engine=exchange.engine or "",
         guard=exchange.guard or "",
@@ -232,11 +253,32 @@ def operation_of(exchange: Exchange) -> Operation:
         top_k=exchange.top_k,
         offset=exchange.offset,
         vectors=bool(exchange.vectors),
+        fields=None if asked is None else frozenset(asked),
         queries=exchange.queries,
-        rows=exchange.rows,
-        bytes=exchange.request.bytes,
-        unbounded=bool(known.get("unbounded", False)),
+        rows=known.get("rows", exchange.rows),
+        bytes=known.get("bytes", exchange.request.bytes),
+        unbounded=known.get("unbounded", False),
         probed=frozenset(known.get("probed", ())),
-        thresholds=bool(known.get("thresholds", False)),
-        carries_filter=bool(known.get("carries_filter", False)),
+        thresholds=known.get("thresholds", False),
+        filtered=known.get("filtered", False),
+        carries_filter=known.get("carries_filter", False),
+        partial=known.get("partial", False),
     )
+
+
+def recorded_verdict(exchange: Exchange, policy: str) -> dict[str, str | bool | None]:
+    """What was decided when it happened, beside what `policy` (a hash) says now."""
+    return {
+        "verdict": exchange.verdict,
+        "would": exchange.would,
+        "rule": exchange.rule,
+        "message": exchange.message,
+        "policy": exchange.policy,
+        "same_policy": exchange.policy == policy,
+    }
+
+
+def _recorded_line(known: dict[str, str | bool | None]) -> str:
+    would = f" (observed: would {known['would']})" if known["would"] else ""
+    under = "this very policy" if known["same_policy"] else f"policy {known['policy']}"
+    return f"recorded: {known['verdict']}{would}, rule {known['rule'] or '-'}, by {under}"

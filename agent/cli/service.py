@@ -28,7 +28,7 @@ def control_socket(settings: Settings) -> Path:
         return load_config(settings.config_file).control.socket
     except ConfigError as error:
         if settings.config is not None:
-            raise Fail(error.problems[0]) from None
+            raise Fail(error.problems[0], lines=True) from None
         return DEFAULT_SOCKET  # a broken file must not keep anyone from `vecward off`
 
 
@@ -40,7 +40,7 @@ def ask_agent(settings: Settings, command: str, **arguments: Any) -> dict[str, A
     try:
         return ask(path, command, **arguments)
     except ControlError as error:
-        raise Fail(error.message, error.hint or None) from None
+        raise Fail(error.message, error.hint or None, lines=True) from None
     except PermissionError:
         raise Fail(f"{path}: permission denied", "run it with sudo", Code.UNREACHABLE) from None
     except (OSError, TimeoutError):

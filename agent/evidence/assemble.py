@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From frames to views: which frames make one exchange, and what a session's card says.
 
-Pure. Frames come from a worker, so a card is taken field by field by type: what has the wrong type is left
-out and said in `null_reason`. Bias: an exchange without a RESULT is `unknown, may have executed`.
+Pure. Bias: an exchange without a RESULT is `unknown, may have executed`, but for one that was denied: that is
+never forwarded.
 """
 
 from __future__ import annotations
@@ -15,59 +15,20 @@ from typing import Any
 import msgspec
 
 from agent.evidence.blocks import Located
+from agent.evidence.cards import read_card
 from agent.evidence.frames import (
     AbortFrame,
     ChunkFrame,
     GapFrame,
     IntentFrame,
+    OperationPart,
     ResultFrame,
     SegmentFrame,
     SessionEndFrame,
     SessionFrame,
     VerdictPart,
 )
-from agent.evidence.views import UNKNOWN_OUTCOME, Exchange, Masking, Message, Session, Span
-
-_INTS = frozenset(
-    {
-        "pid",
-        "start_time",
-        "uid",
-        "euid",
-        "gid",
-        "login_uid",
-        "audit_session",
-        "user_ns",
-        "mnt_ns",
-        "net_ns",
-        "client_port",
-        "server_port",
-    }
-)
-_TEXTS = frozenset(
-    {
-        "host",
-        "boot",
-        "guard",
-        "engine",
-        "attribution",
-        "comm",
-        "exe",
-        "exe_sha256",
-        "user",
-        "login_user",
-        "unit",
-        "user_unit",
-        "slice",
-        "container",
-        "cgroup",
-        "client_addr",
-        "server_addr",
-        "protocol",
-        "tls_subject",
-    }
-)
-_LISTS = frozenset({"argv", "groups"})
+from agent.evidence.views import Exchange, Masking, Message, Session, Span, open_outcome
 
 
 @dataclass(slots=True)
@@ -195,13 +156,13 @@ def exchange_of(
         masks=tuple(Masking(m.what, m.how, m.count) for m in result.masks) if result else (),
         grant=None,
         sender=None,
-        outcome=result.outcome if result else UNKNOWN_OUTCOME,
+        outcome=result.outcome if result else open_outcome(verdict.outcome if verdict else None),
         request=_request(pieces),
         response=_response(pieces, result),
         released_sha256=(result.released_sha256.hex() or None) if result else None,
         intent_seq=pieces.intent_seq,
         result_seq=end_seq if result else None,
-        trace=_trace(verdict, pieces, end, result),
+        trace=_trace(op, verdict, pieces, end, result),
         stream=stream,
     )
 
@@ -252,14 +213,30 @@ def _plain(part: msgspec.Struct) -> Mapping[str, Any]:
     return made
 
 
+def _operation(op: OperationPart) -> Mapping[str, Any]:
+    """What was judged, beyond the promised fields; `rows` and `bytes` are the request's own."""
+    return {
+        "unbounded": op.unbounded,
+        "fields": op.fields,
+        "probed": op.probed,
+        "thresholds": op.thresholds,
+        "filtered": op.filtered,
+        "carries_filter": op.carries_filter,
+        "rows": op.rows,
+        "bytes": op.bytes,
+        "partial": op.partial,
+    }
+
+
 def _trace(
+    op: OperationPart | None,
     verdict: VerdictPart | None,
     pieces: Pieces,
     end: ResultFrame | AbortFrame | None,
     result: ResultFrame | None,
 ) -> Mapping[str, Any]:
     """How the verdict came about and how the exchange ended, beyond the promised fields."""
-    made: dict[str, Any] = {}
+    made: dict[str, Any] = {} if op is None else {"operation": _operation(op)}
     if verdict is not None:
         made.update(
             where=verdict.where,
@@ -277,6 +254,8 @@ def _trace(
             hits=[_plain(h) for h in verdict.hits],
         )
     made["reason"] = end.reason if end is not None else pieces.lost and f"record lost: {pieces.lost}"
+    if result is None and verdict is not None and verdict.outcome == "deny":
+        made["reason"] = "; ".join(filter(None, ("no result recorded", made["reason"])))
     made["ended"] = end.at if end is not None else None
     made["released_bytes"] = (
         result.released_bytes if result else sum(c.bytes for c in pieces.chunks if c.side == "response")
@@ -337,43 +316,3 @@ def session_of(
         null_reason=reasons,
         evidence=Span(stream, first, last),
     )
-
-
-def read_card(card: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """A card's fields that have their type, and why others are null."""
-    known: dict[str, Any] = {}
-    reasons = {str(k): str(v) for k, v in _mapping(card.get("null_reason")).items()}
-    for name, value in card.items():
-        if value is None:
-            continue
-        number = isinstance(value, int) and not isinstance(value, bool)
-        if (name in _INTS and number) or (name in _TEXTS and isinstance(value, str)):
-            known[name] = value
-        elif name in _LISTS and isinstance(value, list | tuple):
-            known[name] = tuple(str(v) for v in value)
-        elif name == "tls" and isinstance(value, bool):
-            known[name] = value
-        elif name in _INTS or name in _TEXTS or name in _LISTS or name == "tls":
-            reasons[name] = f"recorded with a wrong type ({type(value).__name__})"
-    origin = _mapping(card.get("login_from"))
-    tty, peer = origin.get("tty", card.get("login_tty")), origin.get("peer", card.get("login_peer"))
-    if tty is not None or peer is not None:
-        known["login_from"] = {
-            "tty": None if tty is None else str(tty),
-            "peer": None if peer is None else str(peer),
-        }
-    parents = card.get("parents")
-    if isinstance(parents, list | tuple):
-        known["parents"] = tuple(_parent(p) for p in parents if isinstance(p, Mapping | list | tuple))
-    return known, reasons
-
-
-def _mapping(value: object) -> Mapping[Any, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _parent(value: Mapping[Any, Any] | list[Any] | tuple[Any, ...]) -> Mapping[str, Any]:
-    pid, exe = (
-        (value.get("pid"), value.get("exe")) if isinstance(value, Mapping) else (*value, None, None)[:2]
-    )
-    return {"pid": pid if isinstance(pid, int) else None, "exe": None if exe is None else str(exe)}

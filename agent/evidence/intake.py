@@ -3,8 +3,8 @@
 """Frames into the index's rows: one stream at a time, some ten thousand frames a transaction.
 
 Owns what is counted and where each exchange stands. An exchange whose INTENT and RESULT come in one
-transaction costs one row; an INTENT left open is written as it is (outcome unknown) and completed later,
-by whatever process reads on. Nothing here is evidence: a rebuild gives the same rows.
+transaction costs one row; an INTENT left open is written as it is (outcome unknown, or refused) and
+completed later, by whatever process reads on. Nothing here is evidence: a rebuild gives the same rows.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 import msgspec
 
 from agent.evidence.archive import Batch
-from agent.evidence.assemble import read_card
 from agent.evidence.blocks import Located
+from agent.evidence.cards import read_card
 from agent.evidence.frames import (
     AbortFrame,
     ChunkFrame,
@@ -31,7 +31,7 @@ from agent.evidence.frames import (
     SessionEndFrame,
     SessionFrame,
 )
-from agent.evidence.views import UNKNOWN_OUTCOME
+from agent.evidence.views import UNKNOWN_OUTCOME, open_outcome
 
 MAX_CACHED = 200_000  # session ids and shapes kept in memory; beyond, the caches start anew
 _COUNTS = ("requests", "allowed", "denied", "held", "masked", "would", "rows", "bytes_in", "bytes_out")
@@ -233,7 +233,7 @@ class Intake:
             verdict.outcome,
             verdict.would,
             False,
-            UNKNOWN_OUTCOME,
+            open_outcome(verdict.outcome),
             tuple(op.actions),
             tuple(op.collections),
         )

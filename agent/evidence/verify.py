@@ -138,7 +138,8 @@ class _StreamAudit:
     def _take(self, frame: AnyFrame, seq: int) -> None:
         if isinstance(frame, IntentFrame):
             self._audit.exchanges += 1
-            self._open[frame.session, frame.n] = seq
+            if frame.verdict.outcome != "deny":  # what is denied is never forwarded
+                self._open[frame.session, frame.n] = seq
             self._expect(frame.session, frame.n)
         elif isinstance(frame, ResultFrame | AbortFrame):
             if self._open.pop((frame.session, frame.n), None) is None:

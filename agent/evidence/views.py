@@ -18,6 +18,11 @@ UNKNOWN_OUTCOME = "unknown, may have executed"
 """The outcome of an exchange whose INTENT has no RESULT, ABORT or GAP: it may have been forwarded."""
 
 
+def open_outcome(verdict: str | None) -> str:
+    """The outcome of an exchange without a RESULT: what was denied is never forwarded, all else may be."""
+    return "refused" if verdict == "deny" else UNKNOWN_OUTCOME
+
+
 def stamp(ns: int | None) -> str | None:
     """RFC 3339 UTC, to the microsecond, of nanoseconds since 1970."""
     if ns is None:
@@ -99,10 +104,13 @@ class Session:
     bytes_out: int = 0
     null_reason: Mapping[str, str] = field(default_factory=dict)
     evidence: Span | None = None
+    beside: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # what else the card tells a judge: not among the promised fields
 
     def as_dict(self) -> dict[str, Any]:
         """The promised fields, in the promised order, as JSON takes them."""
-        made = {f.name: getattr(self, f.name) for f in fields(self)}
+        made = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "beside"}
         made["started"], made["ended"] = stamp(self.started), stamp(self.ended)
         span = self.evidence
         made["evidence"] = (

@@ -10,8 +10,9 @@ from typing import Literal
 import pytest
 
 from agent.evidence.archive import Archive, ArchiveError, Place
-from agent.evidence.assemble import read_card
+from agent.evidence.cards import read_card
 from agent.evidence.frames import AbortFrame, ChunkFrame, GapFrame, LostRange, OpaqueFrame
+from agent.evidence.verify import audit_exchanges
 from agent.evidence.views import UNKNOWN_OUTCOME, Exchange, Session
 from tests.unit.evidence.sample import (
     OTHER,
@@ -139,6 +140,25 @@ def test_an_intent_without_a_result_may_have_executed(tmp_path: Path) -> None:
     last = exchanges(tmp_path, "5e551001")[-1]
     assert (last.n, last.outcome) == (3, "unknown, may have executed")
     assert last.as_dict()["seq"] == {"intent": 10, "result": None}
+
+
+def test_what_was_denied_is_never_called_executed(tmp_path: Path) -> None:
+    stream = Stream(tmp_path)
+    stream.block(opened("s1"), asked("s1", 1, outcome="deny"), asked("s1", 2, outcome="deny"))
+    stream.block(asked("s1", 3, outcome="hold"), asked("s1", 4, would="deny"))
+    stream.block(
+        AbortFrame(at=START + SECOND, up=START + SECOND, session="s1", n=2, reason="client went away")
+    )
+    made = exchanges(tmp_path, "s1")
+    by_number = {each.n: (each.outcome, each.trace["reason"]) for each in made}
+    assert by_number == {
+        1: ("refused", "no result recorded"),
+        2: ("refused", "no result recorded; client went away"),
+        3: (UNKNOWN_OUTCOME, None),
+        4: (UNKNOWN_OUTCOME, None),
+    }
+    assert made[0].as_dict()["seq"]["result"] is None
+    assert [each.n for each in audit_exchanges(tmp_path).unknown] == [3, 4]
 
 
 def test_an_abort_is_no_result(tmp_path: Path) -> None:
