@@ -13,8 +13,9 @@ servers: ## setup, and the venvs of the real databases and their clients
 	@packaging/dev/setup servers
 bpf: setup ## the BPF object
 	@if [ -e bpf/Makefile ]; then $(MAKE) -s --no-print-directory -C bpf; else echo "bpf: nothing to build yet"; fi
-demo: servers bpf ## Vecward on a real Chroma, in a network namespace of its own (HOST=1: on this host)
-	@$(PY) -m tests.demo $(ARGS)
+demo: bpf ## Vecward on a real Chroma, in a network namespace of its own (HOST=1: on this host)
+	@[ "$$(id -u)" != 0 ] || packaging/dev/venv chroma requirements/chroma.txt >/dev/null
+	@$(PY) -m tests.demo
 test: servers bpf ## every ring of tests that this machine can run, and why others were skipped
 	@$(PY) -m tests.rings $(if $(RING),--ring $(RING)) -- $(ARGS)
 soak: servers bpf ## the full sizes, in shards of under an hour (SHARD=name for one)

@@ -77,7 +77,10 @@ class Ground:
 
     def describe(self) -> list[str]:
         if self._arena is None:
-            return ["network    this host's own (HOST=1)", f"cgroup     this host's root, {self.cgroup}"]
+            return [
+                "network    this host's own (HOST=1)",
+                f"cgroup     this host's root, {self.cgroup}; only what goes to port {PORT} is steered",
+            ]
         return [
             f"network    a namespace of its own with only a loopback (process {self._arena.netns.pid})",
             f"cgroup     {self.cgroup}; nothing outside of it is steered",

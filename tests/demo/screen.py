@@ -19,6 +19,7 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_PACE = 0.55  # of the seconds in the story: the whole in about 80 s
 _WIDTHS = (100, 160)  # columns: narrower loses columns of tables, wider is not read
 
 
@@ -38,6 +39,11 @@ class Screen:
         self.fast = fast or not self.colour
         columns = shutil.get_terminal_size((120, 24)).columns if self.colour else 120
         self.width = min(max(columns, _WIDTHS[0]), _WIDTHS[1])
+        self.hint = (
+            f"(your terminal has {columns} columns; {_WIDTHS[0]} show the tables whole)"
+            if columns < _WIDTHS[0]
+            else ""
+        )
         self.checks = 0
         self._console = Console(
             width=self.width,
@@ -102,7 +108,7 @@ class Screen:
     def wait(self, seconds: float) -> None:
         if not self.fast:
             sys.stdout.flush()
-            time.sleep(seconds)
+            time.sleep(seconds * _PACE)
 
     def error(self, line: str) -> None:
         Console(stderr=True, highlight=False, markup=False).print(

@@ -54,6 +54,7 @@ class Story:
                 "Nothing else on this host is touched, and all is taken away at the end. ^C ends it early.",
                 "What stands after a prompt is run as it stands. What has a ✓ was checked: the demo ends",
                 "where something is not as it says.",
+                *filter(None, [self.screen.hint]),
             ],
         )
         self.screen.wait(5)

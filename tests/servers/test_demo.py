@@ -16,18 +16,19 @@ import pytest
 
 from agent.kernel import attach as kernel
 from tests import venvs
-from tests.demo.ground import PREFIX
+from tests.demo.ground import PREFIX, pick_users
 
 ROOT = Path(__file__).resolve().parents[2]
+APP, NOSY, _ = pick_users()
 SAID = (
     "the search gives what it gave without Vecward",
     "allow (would deny) scan contracts",
     "allow (would mask) search contracts",
     "chromadb.errors.AuthorizationError: denied by rule contracts-are-the-apps",
     "embeddings: none",
-    "failed who.user: wants www-data, got games",
+    f"failed who.user: wants {APP}, got {NOSY}",
     "NOT WHOLE",
-    "not even www-data is let through",
+    f"not even {APP} is let through",
     "nor its cgroup",
     "checks, all of them true",
 )
