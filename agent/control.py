@@ -23,6 +23,7 @@ import msgspec
 MAX_REQUEST = 64 * 1024
 MAX_CLIENTS = 64
 REQUEST_TIMEOUT = 30.0
+ANSWER_TIMEOUT = 30.0
 
 
 class ControlError(Exception):
@@ -164,12 +165,12 @@ async def _ask(path: Path, request: Mapping[str, Any], seconds: float) -> dict[s
     return msgspec.json.decode(line, type=dict[str, Any])
 
 
-def ask(path: Path, command: str, seconds: float = 30.0, **arguments: Any) -> dict[str, Any]:
-    """One request from the command line; at most `seconds`.
+def ask(path: Path, command: str, /, **arguments: Any) -> dict[str, Any]:
+    """One request from the command line, with its arguments; at most `ANSWER_TIMEOUT`.
 
     Raises OSError or TimeoutError where no agent answers, ControlError when it refuses.
     """
-    answer = asyncio.run(_ask(path, {"command": command, **arguments}, seconds))
+    answer = asyncio.run(_ask(path, {"command": command, **arguments}, ANSWER_TIMEOUT))
     if not answer.pop("ok", False):
         raise ControlError(str(answer.get("error")), str(answer.get("hint", "")))
     return answer
