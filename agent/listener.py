@@ -22,6 +22,9 @@ def make_listener(backlog: int) -> socket.socket:
     else:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind(("::", 0))
+    # Accepted sockets inherit it. Their local port is the database's: without it, one that stands or is in
+    # TIME-WAIT would keep a restarted database from binding its own port for a minute.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.listen(backlog)
     return sock
 
