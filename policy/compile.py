@@ -58,6 +58,12 @@ class GuardRules:
         self.has_unless = _bits(
             rule.unless is not None and _names_guard(rule.unless.what or What(), guard) for rule in self.rules
         )
+        # Their exception is about who alone: for that subject the rule is not there.
+        self.unless_who_alone = self.has_unless & _bits(
+            rule.unless is not None
+            and (rule.unless.what is None or rule.unless.what == What(guard=rule.unless.what.guard))
+            for rule in self.rules
+        )
         self.denies = _bits(rule.deny is not None for rule in self.rules)
         self.allows = _bits(rule.allow for rule in self.rules)
         self.tunnels = _bits(rule.tunnel for rule in self.rules)
@@ -197,7 +203,8 @@ class Bound:
         """Whether any rule could still allow this subject anything (else its session can be closed)."""
         self._refresh(now)
         rules = self._rules
-        return bool(self._who_surely & self._enforced & (rules.allows | rules.tunnels))
+        excepted = self._unless_surely & rules.unless_who_alone
+        return bool(self._who_surely & ~excepted & self._enforced & (rules.allows | rules.tunnels))
 
     def _refresh(self, now: float) -> None:
         """Rules whose `until` has passed enforce from here on."""
