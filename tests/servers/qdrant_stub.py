@@ -96,7 +96,8 @@ def run_query(name: str, body: Body) -> list[Any]:
         lookup_from=request.lookup_from,
         **outputs(body),
     )
-    return plain(found.points)
+    points: list[Any] = plain(found.points)
+    return points
 
 
 def run_groups(name: str, body: Body) -> Body:
@@ -114,7 +115,8 @@ def run_groups(name: str, body: Body) -> Body:
         with_lookup=request.with_lookup,
         **outputs(body),
     )
-    return plain(found)
+    groups: Body = plain(found)
+    return groups
 
 
 def from_search(body: Body) -> Body:

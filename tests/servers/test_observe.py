@@ -151,12 +151,9 @@ def test_what_is_passed_unread_is_recorded_with_its_reason(stage: Stage) -> None
 
 def test_tls_to_the_database_passes_whole(tmp_path: Path) -> None:
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=db".split()
-        + ["-keyout", str(key), "-out", str(cert)],
-        check=True,
-        capture_output=True,
-    )
+    made = ["-keyout", str(key), "-out", str(cert), "-days", "1", "-subj", "/CN=db"]
+    new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    subprocess.run(["openssl", "req", "-x509", *new_key, *made], check=True, capture_output=True)
     script = """
 import warnings; warnings.simplefilter("ignore")
 from qdrant_client import QdrantClient, models
