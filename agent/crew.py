@@ -129,7 +129,7 @@ class Crew:
         self._cgroup_root = cgroup_root
         self.members: dict[int, Member] = {}  # by slot
         self._connected = 0
-        self._kills: dict[str, list[asyncio.Future[bool]]] = {}
+        self._kills: dict[str, list[dict[int, asyncio.Future[bool]]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- admission ---------------------------------------------------------------------------------
@@ -145,11 +145,18 @@ class Crew:
 
         def received(payload: bytes, descriptors: list[int]) -> None:
             nonlocal member
-            message = messages.decode_worker(payload)
-            if member is None:
-                member = self._admit(channel, message)
-                return
-            self._take(member, message, descriptors)
+            try:
+                message = messages.decode_worker(payload)
+                if member is not None:
+                    self._take(member, message, descriptors)
+                    return
+                # From here on the end of the channel is the end of a member, also in the middle of `_admit`.
+                member = self._try(channel, message)
+                if member is not None:
+                    self._admit(member)
+            finally:
+                while descriptors:  # nothing that came stays open here, asked for or not
+                    os.close(descriptors.pop())
 
         def closed(reason: str) -> None:
             self._connected -= 1
@@ -158,21 +165,22 @@ class Crew:
 
         channel = Channel(sock, received, closed)
 
-    def _admit(self, channel: Channel, message: messages.WorkerMessage) -> Member | None:
+    def _try(self, channel: Channel, message: messages.WorkerMessage) -> Member | None:
         try:
-            member = self._check(channel, message)
+            return self._check(channel, message)
         except (Unfit, OSError) as error:
             print(f"vecward: refused a worker: {error}", file=sys.stderr, flush=True)
             channel.send(messages.encode(Refused(str(error))))
             channel.close("refused")
             return None
+
+    def _admit(self, member: Member) -> None:
         self.members[member.slot] = member
         self._slots.exempt(member.cgroup_id)
         self._owner.admitted(member, fresh=not list_segments(self._streams / member.stream))
         self._provide(member)
         member.send(self._owner.snapshot())
         member.send(Welcome(member.stream, self._host, self._boot, member.slot))
-        return member
 
     def _check(self, channel: Channel, message: messages.WorkerMessage) -> Member:
         if not isinstance(message, Hello):
@@ -245,7 +253,7 @@ class Crew:
             case Counters():
                 member.counters, member.sessions = message.values, message.sessions
             case Ended():
-                self._ended(message)
+                self._ended(member, message)
             case _:
                 raise TypeError(f"not from a worker: {type(message).__name__}")
 
@@ -254,18 +262,14 @@ class Crew:
         member.send(Identified(question.id, subject))
 
     def _listen(self, member: Member, guard: str, descriptors: list[int]) -> None:
-        """Put a worker's listener into its slot. The descriptor is closed here: the worker alone holds it."""
-        try:
-            index = self._owner.guard_index(guard)
-            if index is None or member.draining:
-                return
-            if not stat.S_ISSOCK(os.fstat(descriptors[0]).st_mode):
-                raise Unfit("a listener that is not a socket")
-            self._slots.set_listener(index, member.slot, descriptors[0])
-            member.listening.add(guard)
-        finally:
-            for fd in descriptors:
-                os.close(fd)
+        """Put a worker's listener into its slot. The caller closes it here: the worker alone holds it."""
+        index = self._owner.guard_index(guard)
+        if index is None or member.draining:
+            return
+        if len(descriptors) != 1 or not stat.S_ISSOCK(os.fstat(descriptors[0]).st_mode):
+            raise Unfit("a listener that is not a socket")
+        self._slots.set_listener(index, member.slot, descriptors[0])
+        member.listening.add(guard)
         self._owner.joined(member)
 
     def sign(self, stream: str, seq: int) -> None:
@@ -290,21 +294,27 @@ class Crew:
     async def kill(self, session: str) -> bool:
         """Close a session wherever it is; False when no worker has it."""
         loop = asyncio.get_running_loop()
-        answers = [loop.create_future() for _ in self.members]
+        answers = {id(member): loop.create_future() for member in self.members.values()}
         if not answers:
             return False
-        self._kills[session] = answers
+        asked = self._kills.setdefault(session, [])
+        asked.append(answers)
         try:
             self.broadcast(Kill(session))
-            done, _ = await asyncio.wait(answers, timeout=KILL_TIMEOUT)
+            done, _ = await asyncio.wait(answers.values(), timeout=KILL_TIMEOUT)
             return any(answer.result() for answer in done)
         finally:
-            del self._kills[session]
+            asked.remove(answers)
+            if not asked:
+                del self._kills[session]
 
-    def _ended(self, message: Ended) -> None:
-        waiting = next((a for a in self._kills.get(message.session, ()) if not a.done()), None)
-        if waiting is not None:
-            waiting.set_result(message.found)
+    def _ended(self, member: Member, message: Ended) -> None:
+        """Each worker answers for itself, once a question."""
+        for answers in self._kills.get(message.session, ()):
+            waiting = answers.get(id(member))
+            if waiting is not None and not waiting.done():
+                waiting.set_result(message.found)
+                return
 
     def _leave(self, member: Member) -> None:
         if self.members.get(member.slot) is member:

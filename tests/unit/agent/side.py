@@ -15,6 +15,7 @@ from agent.messages import GuardSettings
 from agent.protocols.session import Intent, Output, Record, Result
 from agent.relay import Refuse, Relay
 from policy.model import Action, Attribution, Operation, RecordMode, Subject, Verdict
+from tests.unit.agent.turning import turns
 
 Event = tuple[Any, ...]
 SUBJECT = Subject(Attribution.KERNEL, pid=42, uid=1000, start_time=7, exe="/usr/bin/app")
@@ -229,9 +230,3 @@ class Host:
     @property
     def bytes_events(self) -> list[Event]:
         return [e for e in self.events if e[0] in ("put", "to-client", "to-server")]
-
-
-async def turns(count: int = 5) -> None:
-    """Let everything that is ready run."""
-    for _ in range(count):
-        await asyncio.sleep(0)

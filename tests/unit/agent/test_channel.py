@@ -9,13 +9,14 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from agent import channel as channel_module
 from agent.channel import MAX_DESCRIPTORS, MAX_MESSAGE, Channel
+from tests.unit.agent.turning import run, until
 
 
 class End:
@@ -48,16 +49,6 @@ async def ends() -> AsyncIterator[tuple[End, socket.socket]]:
     finally:
         end.channel.close()
         theirs.close()
-
-
-def run(story: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(story())  # type: ignore[arg-type]
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(2):
-        while not condition():  # noqa: ASYNC110 - what it waits for has no event
-            await asyncio.sleep(0.001)
 
 
 def frame(payload: bytes, descriptors: int = 0) -> bytes:

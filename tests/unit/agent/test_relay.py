@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -13,12 +12,8 @@ from agent import relay as relay_module
 from agent.protocols.opaque import OpaqueSession
 from agent.protocols.session import Abort, Chunk, Opaque, Output, ProtocolError
 from agent.relay import HIGH_WATER, Refuse
-from tests.unit.agent.side import SUBJECT, Host, Script, intent, result, turns
-
-
-def run(story: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(story())  # type: ignore[arg-type]
-
+from tests.unit.agent.side import SUBJECT, Host, Script, intent, result
+from tests.unit.agent.turning import run, turns
 
 # -- evidence before bytes ------------------------------------------------------------------------
 
