@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from agent.engines.body import Raw, Tree, is_array
 from agent.protocols.http import Refusal
 from policy.model import Action
@@ -23,14 +25,14 @@ class Ask:
     unbounded: bool = False
     offset: int | None = None
     vectors: bool = False
-    fields: frozenset[str] | None = None
+    fields: set[str] | None = None
     probed: set[str] = field(default_factory=set)
     filtered: bool = False
     carries_filter: bool = False
     thresholds: bool = False
     queries: int = 0
     rows: int = 0
-    also: tuple[str, ...] = ()  # other collections it names, unqualified
+    also: list[str] = field(default_factory=list)  # other collections it names, unqualified
 
 
 def as_object(body: Tree) -> dict[str, Tree]:
@@ -50,9 +52,28 @@ def listed(body: dict[str, Tree], key: str) -> list[Tree] | None:
     return value
 
 
+def opened(value: Tree) -> Tree:
+    """An array of numbers that was cut unread, as a list; anything else as it is.
+
+    What is told from it is not to be remembered for other bodies of the same skeleton.
+    """
+    if value.__class__ is not Raw or not is_array(value):
+        return value
+    try:
+        return msgspec.json.decode(value)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise Refusal("bad-json", "an array in the request body is not JSON") from error
+
+
 def count_rows(body: dict[str, Tree], key: str) -> int:
     value = listed(body, key)
     return 0 if value is None else len(value)
+
+
+def count_ids(body: dict[str, Tree], key: str) -> int:
+    """Members of an array of ids, which may be numbers, or of rows."""
+    value = opened(body.get(key))
+    return 0 if value is None else len(listed({key: value}, key) or ())
 
 
 def text_of(body: dict[str, Tree], key: str) -> str:

@@ -38,6 +38,7 @@ _OTHER: Final = bytes(b not in _NUMERIC for b in range(256))  # a map to 1 for w
 _ESCAPE: Final = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
 _STRING: Final = re.compile(rb'"((?:[^"\\]|\\.)*)"([ \t\r\n]*:)?', re.DOTALL)
 _NEEDLESS: Final = frozenset(range(0x20, 0x7F)) - {0x22, 0x5C}  # code points no encoder must escape
+_STRINGS: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)  # an open one too: never read twice
 _BRACKETS: Final = bytes(b for b in range(256) if b not in b"[]{}")
 _STEP: Final = {0x5B: 1, 0x7B: 1, 0x5D: -1, 0x7D: -1}
 
@@ -148,7 +149,7 @@ def check_depth(raw: bytes) -> None:
     """Refuse nesting over MAX_DEPTH, before any recursive decoder meets it."""
     if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
         return
-    steps = _STRING.sub(b"", raw).translate(None, _BRACKETS)
+    steps = _STRINGS.sub(b"", raw).translate(None, _BRACKETS)
     if max(accumulate(map(_STEP.__getitem__, steps)), default=0) > MAX_DEPTH:
         raise BodyRefusal("too-deep", f"the JSON body nests deeper than {MAX_DEPTH}")
 

@@ -26,8 +26,25 @@ _SELECT: Final = {
     "#metadata": "metadatas",
     "#score": "distances",
 }
-_FIELDS_OF_TEXT: Final = {"#document": "documents", "#uri": "uris"}
+# Columns as filters and groups name them; 1.5.9 stores them under the second two, and filters on those too.
+_COLUMN_OF: Final = {
+    "#document": "documents",
+    "#uri": "uris",
+    "chroma:document": "documents",
+    "chroma:uri": "uris",
+}
+_NO_FIELD: Final = frozenset({"#id", "#score", "#embedding"})
 _ANY_FIELD: Final = "*"
+
+
+def probe(key: Tree, probed: set[str]) -> None:
+    """One key that a filter, group or rank reads; a reserved one that is not known may be any field."""
+    if key.__class__ is not str:
+        probed.add(_ANY_FIELD)
+    elif key in _COLUMN_OF:
+        probed.add(_COLUMN_OF[key])
+    elif key not in _NO_FIELD:
+        probed.add(_ANY_FIELD if key.startswith(("$", "#", "chroma:")) else key)
 
 
 def walk_where(where: Tree, probed: set[str]) -> None:
@@ -38,12 +55,8 @@ def walk_where(where: Tree, probed: set[str]) -> None:
                 raise Refusal("bad-filter", f"{key} must be an array")
             for member in value:
                 walk_where(member, probed)
-        elif key == "#id":
-            continue
-        elif key.startswith("$"):
-            probed.add(_ANY_FIELD)
         else:
-            probed.add(_FIELDS_OF_TEXT.get(key, key))
+            probe(key, probed)
 
 
 def _filters(ask: Ask, body: dict[str, Tree]) -> None:
@@ -65,7 +78,7 @@ def _include(ask: Ask, body: dict[str, Tree], default: tuple[str, ...]) -> None:
     if asked is not None and (len(columns) != len(set(map(str, asked))) or not columns <= _COLUMNS):
         ask.actions |= {Action.UNKNOWN}
     ask.vectors = "embeddings" in columns
-    ask.fields = None if "metadatas" in columns else frozenset(columns & {"documents", "uris"})
+    ask.fields = None if "metadatas" in columns else columns & {"documents", "uris"}
 
 
 _GET_KEYS: Final = frozenset({"ids", "where", "where_document", "limit", "offset", "include"})
@@ -143,9 +156,11 @@ def _read_one_search(ask: Ask, search: dict[str, Tree]) -> None:
     for knn in _knns(search.get("rank")):
         ranked += 1
         know(ask, knn, _KNN_KEYS)
-        if knn.get("key", "#embedding") != "#embedding":
-            ask.probed.add(str(knn["key"]))
+        probe(knn.get("key", "#embedding"), ask.probed)
     ask.queries += ranked
+    rank = search.get("rank")
+    if rank is not None and set(as_object(rank)) != {"$knn"}:
+        ask.thresholds = True  # arithmetic can scale and shift scores at will
     ask.actions |= {Action.SEARCH if ranked else Action.SCAN}
     limits = _known_section(ask, search, "limit", frozenset({"limit", "offset"}))
     limit, offset = whole(limits.get("limit"), "limit"), whole(limits.get("offset"), "offset")
@@ -164,26 +179,25 @@ def _known_section(ask: Ask, search: dict[str, Tree], key: str, keys: frozenset[
 
 
 def _read_select(ask: Ask, select: dict[str, Tree]) -> None:
-    names: set[str] = set(ask.fields or ())
     for key in listed(select, "keys") or ():
         if key.__class__ is not str:
             raise Refusal("bad-body", "select.keys must be names")
         ask.vectors |= key == "#embedding"
-        names.add(_SELECT.get(key, key))
-    ask.fields = frozenset(names - {"embeddings", "distances"})
+        name = _SELECT.get(key, key)
+        if ask.fields is not None and name not in ("embeddings", "distances"):
+            ask.fields.add(name)
 
 
 def _read_groups(ask: Ask, groups: dict[str, Tree]) -> None:
     for key in listed(groups, "keys") or ():
-        ask.probed.add(key if key.__class__ is str else _ANY_FIELD)
+        probe(key, ask.probed)
     for aggregate in _section(groups, "aggregate").values():
         for key in listed(as_object(aggregate), "keys") or ():
-            if key != "#score":
-                ask.probed.add(key if key.__class__ is str else _ANY_FIELD)
+            probe(key, ask.probed)
 
 
 def read_search(body: dict[str, Tree]) -> Ask:
-    ask = Ask(frozenset(), fields=frozenset(), carries_filter=True)
+    ask = Ask(frozenset(), fields=set(), carries_filter=True)
     searches = listed(body, "searches")
     if searches is None:
         raise Refusal("bad-body", "searches must be an array")
@@ -222,22 +236,22 @@ def read_delete(body: dict[str, Tree]) -> Ask:
 
 def read_create(body: dict[str, Tree]) -> Ask:
     keys = frozenset({"name", "configuration", "schema", "metadata", "get_or_create"})
-    return know(Ask(frozenset({Action.SCHEMA}), also=(text_of(body, "name"),)), body, keys)
+    return know(Ask(frozenset({Action.SCHEMA}), also=[text_of(body, "name")]), body, keys)
 
 
 def read_alter(body: dict[str, Tree]) -> Ask:
-    also = () if body.get("new_name") is None else (text_of(body, "new_name"),)
+    also = [] if body.get("new_name") is None else [text_of(body, "new_name")]
     keys = frozenset({"new_name", "new_metadata", "new_configuration"})
     return know(Ask(frozenset({Action.SCHEMA}), also=also), body, keys)
 
 
 def read_fork(body: dict[str, Tree]) -> Ask:
-    ask = Ask(frozenset({Action.SNAPSHOT, Action.SCHEMA}), also=(text_of(body, "new_name"),))
+    ask = Ask(frozenset({Action.SNAPSHOT, Action.SCHEMA}), also=[text_of(body, "new_name")])
     return know(ask, body, frozenset({"new_name"}))
 
 
 def read_attach(body: dict[str, Tree]) -> Ask:
-    ask = Ask(frozenset({Action.SNAPSHOT, Action.SCHEMA}), also=(text_of(body, "output_collection"),))
+    ask = Ask(frozenset({Action.SNAPSHOT, Action.SCHEMA}), also=[text_of(body, "output_collection")])
     return know(ask, body, frozenset({"name", "function_id", "output_collection", "params"}))
 
 

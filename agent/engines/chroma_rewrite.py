@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from agent.engines.ask import as_object
-from agent.engines.body import Raw, Tree
+from agent.engines.body import Raw, Tree, is_array
 from agent.protocols.http import Refusal
 from policy.model import Limit, Scalar, Verdict
 
@@ -150,7 +150,7 @@ def carries(metadata: dict[str, Tree], key: str, value: Scalar) -> bool:
     """Whether a metadata object holds exactly this scalar (True is not 1)."""
     held = metadata.get(key)
     if held.__class__ is Raw:
-        return isinstance(value, float) and float(bytes(held)) == value
+        return isinstance(value, float) and not is_array(held) and float(bytes(held)) == value
     return (
         (held.__class__ is bool) == isinstance(value, bool)
         and not isinstance(held, list | dict)

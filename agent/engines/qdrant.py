@@ -20,7 +20,7 @@ from agent.engines.ask import as_object
 from agent.engines.body import StrictReader, Tree, digest, norm, write
 from agent.engines.names import Names
 from agent.engines.qdrant_requests import READS
-from agent.engines.qdrant_routes import TABLE
+from agent.engines.qdrant_routes import DUMPS, TABLE
 from agent.engines.qdrant_writes import WRITES
 from agent.engines.routes import UNKNOWN, Spec
 from agent.protocols.http import Answer, Lookup, Refusal, Request, Response, Route
@@ -101,7 +101,7 @@ class QdrantEngine:
             ask.unbounded,
             ask.offset,
             ask.vectors,
-            ask.fields,
+            None if ask.fields is None else frozenset(ask.fields),
             frozenset(ask.probed),
             ask.thresholds,
             ask.filtered,
@@ -176,6 +176,8 @@ class QdrantEngine:
         if verdict.filters and not operation.carries_filter and operation.actions != {Action.SESSION}:
             raise Refusal("filter", "this request cannot carry the filter the policy asks for")
         line = TABLE.find(request)
+        if verdict.touches_answer and line is not None and line.route.method in DUMPS:
+            raise Refusal("unmaskable", "a copy of the data cannot be brought under the policy's masks")
         if line is None or line.kind not in READERS or request.body is None:
             if verdict.clamps or (verdict.filters and operation.actions != {Action.SESSION}):
                 raise Refusal(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from agent.engines.ask import Ask, as_object, count_rows, know, listed
+from agent.engines.ask import Ask, as_object, count_ids, know, listed, opened
 from agent.engines.body import Tree, is_array, whole
 from agent.engines.qdrant_filter import members, probe, walk_filter, walk_formula
 from agent.protocols.http import Refusal
@@ -62,7 +62,10 @@ def asked_fields(value: Tree, default: bool) -> frozenset[str] | None:
 def _outputs(ask: Ask, body: dict[str, Tree], payload_default: bool) -> None:
     ask.vectors |= asks_vectors(one_of(body, "with_vector", "with_vectors"))
     fields = asked_fields(body.get("with_payload"), payload_default)
-    ask.fields = None if fields is None or ask.fields is None else ask.fields | fields
+    if fields is None:
+        ask.fields = None
+    elif ask.fields is not None:
+        ask.fields |= fields
 
 
 def read_filters(ask: Ask, body: dict[str, Tree]) -> None:
@@ -83,7 +86,7 @@ def name_other(ask: Ask, name: Tree) -> None:
     """Another collection that is read; no filter of ours reaches it."""
     if name.__class__ is not str or not name:
         raise Refusal("bad-body", "a collection must be a name")
-    ask.also += (name,)
+    ask.also.append(name)
     ask.carries_filter = False
 
 
@@ -104,6 +107,7 @@ def _example(ask: Ask, value: Tree) -> None:
 
 
 def _examples(ask: Ask, value: Tree) -> None:
+    value = opened(value)  # a long list of ids
     if value.__class__ is not list:
         if value is not None:
             raise Refusal("bad-body", "examples must be an array")
@@ -267,7 +271,7 @@ def _add_discover(ask: Ask, body: dict[str, Tree]) -> None:
 
 
 def _asking() -> Ask:
-    return Ask(frozenset(), fields=frozenset(), carries_filter=True)
+    return Ask(frozenset(), fields=set(), carries_filter=True)
 
 
 def _one(add: Callable[[Ask, dict[str, Tree]], None]) -> Callable[[dict[str, Tree]], Ask]:
@@ -314,7 +318,7 @@ def read_scroll(body: dict[str, Tree]) -> Ask:
 
 def read_retrieve(body: dict[str, Tree]) -> Ask:
     ask = _asking()
-    ask.actions, ask.top_k = frozenset({Action.READ}), count_rows(body, "ids")
+    ask.actions, ask.top_k = frozenset({Action.READ}), count_ids(body, "ids")
     _outputs(ask, body, True)
     return know(ask, body, frozenset({"ids", "with_payload", "with_vector", "with_vectors", "shard_key"}))
 
@@ -323,7 +327,7 @@ def read_facet(body: dict[str, Tree]) -> Ask:
     ask = _asking()
     ask.actions, ask.top_k = frozenset({Action.SCAN}), _limit(body)
     probe(body.get("key"), ask.probed)
-    ask.fields = frozenset(ask.probed)
+    ask.fields = set(ask.probed)
     read_filters(ask, body)
     return know(ask, body, frozenset({"key", "limit", "filter", "exact", "shard_key"}))
 

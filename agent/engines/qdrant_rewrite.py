@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from agent.engines.ask import as_object
-from agent.engines.body import Tree
+from agent.engines.ask import as_object, opened
+from agent.engines.body import Tree, is_array
 from agent.engines.qdrant_filter import members, nest
 from agent.engines.qdrant_requests import DEFAULT_GROUP_SIZE, DEFAULT_LIMIT, asked_fields, asks_vectors
 from agent.protocols.http import Refusal
@@ -70,8 +70,8 @@ def _clamp(kind: str, body: dict[str, Tree], limit: Limit) -> None:
             _cut(member, most // len(searches))
     elif kind in _GROUPS:
         _cut_groups(body, most)
-    elif kind == "retrieve" and body["ids"].__class__ is list:
-        body["ids"] = body["ids"][:most]
+    elif kind == "retrieve" and is_array(body.get("ids")):
+        body["ids"] = opened(body["ids"])[:most]
     else:
         raise Refusal("clamp", f"the rows of this request cannot be cut to {most}")
 

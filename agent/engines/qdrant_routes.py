@@ -130,3 +130,15 @@ TABLE: Final = Table((
     spec("GET", "/profiler/slow_requests", _ADMIN, "everything", body=False),
     spec("POST", "/audit/logs", _ADMIN, "everything", body=False),
 ))  # fmt: skip
+
+DUMPS: Final = frozenset({
+    f"GET {_C}/snapshots/{{snapshot}}",
+    "GET /snapshots/{snapshot}",
+    f"GET {_SH}/snapshot",
+    f"GET {_SH}/snapshots/{{snapshot}}",
+    f"POST {_SH}/snapshot/partial/create",
+    f"GET {_SH}/wal",
+    "GET /profiler/slow_requests",
+    "POST /audit/logs",
+})  # fmt: skip
+"""Routes whose answers hold rows, or requests with them, in a form that no mask can be laid over."""

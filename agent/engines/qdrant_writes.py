@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from agent.engines.ask import Ask, as_object, count_rows, know, listed
+from agent.engines.ask import Ask, as_object, count_ids, know, listed
 from agent.engines.body import Tree
 from agent.engines.qdrant_filter import walk_filter
 from agent.engines.qdrant_requests import name_other, read_filters
@@ -19,7 +19,7 @@ from policy.model import Action
 
 def _rows_named(body: dict[str, Tree]) -> int:
     batch = body.get("batch")
-    return count_rows(as_object(batch), "ids") if batch is not None else count_rows(body, "points")
+    return count_ids(as_object(batch), "ids") if batch is not None else count_ids(body, "points")
 
 
 def read_upsert(body: dict[str, Tree]) -> Ask:
@@ -34,7 +34,7 @@ def _selecting(action: Action, *keys: str, carries: bool) -> Callable[[dict[str,
     """A change of the points named by id or by filter."""
 
     def read(body: dict[str, Tree]) -> Ask:
-        ask = Ask(frozenset({action}), rows=count_rows(body, "points"), carries_filter=carries)
+        ask = Ask(frozenset({action}), rows=count_ids(body, "points"), carries_filter=carries)
         read_filters(ask, body)
         if body.get("points") is not None and body.get("filter") is not None:
             ask.carries_filter = False  # which of the two the server means is the server's choice

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -163,3 +164,12 @@ def test_a_broken_body_is_read_as_the_full_parser_reads_it_or_refused(
     except BodyRefusal:
         return
     assert json.loads(write(tree)) == json.loads(raw)
+
+
+@pytest.mark.parametrize("unit", [b'\\"', b'"\\', b'"', b"\\"])
+def test_deep_bodies_with_open_strings_are_refused_in_linear_time(unit: bytes) -> None:
+    raw = b"[" * 65 + unit * 100_000  # 5 s for each 32 KB where every quote reads on to the end
+    started = time.process_time()
+    with pytest.raises(BodyRefusal):
+        StrictReader().read(raw)
+    assert time.process_time() - started < 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from typing import Any
 
 import pytest
@@ -374,3 +375,47 @@ def test_a_digest_covers_embeddings_in_both_spellings() -> None:
     assert engine("chroma").digest(plain)[1] == 1
     hostile = b'"embeddings":[' + b'"AAAA",' * 50_000 + b"x"
     assert engine("chroma").digest(hostile) == (hostile, 0)
+
+
+@pytest.mark.parametrize("key", ["#document", "chroma:document"])
+def test_every_name_of_the_document_column_is_a_probe_of_it(key: str) -> None:
+    knn = {"$knn": {"query": VECTOR, "key": key}}
+    groups = {"keys": [key], "aggregate": {"$min_k": {"keys": ["#score"], "k": 1}}}
+    best = {"keys": ["a"], "aggregate": {"$min_k": {"keys": [key], "k": 1}}}
+    assert post("get", {"where": {key: "the whole text"}}).probed == {"documents"}
+    assert post("query", {**QUERY, "where": {"$or": [{key: {"$contains": "x"}}]}}).probed == {"documents"}
+    assert post("search", {"searches": [{"rank": knn}]}).probed == {"documents"}
+    assert post("search", {"searches": [{"group_by": groups}]}).probed == {"documents"}
+    assert post("search", {"searches": [{"group_by": best}]}).probed == {"a", "documents"}
+
+
+@pytest.mark.parametrize("key", ["chroma:other", "#other", "$other"])
+def test_a_reserved_key_that_is_not_known_may_be_any_field(key: str) -> None:
+    assert post("get", {"where": {key: 1}}).probed == {"*"}
+
+
+@pytest.mark.parametrize(
+    ("rank", "scales"),
+    [
+        (None, False),
+        ({"$knn": {"query": VECTOR}}, False),
+        ({"$mul": [{"$val": 1e9}, {"$knn": {"query": VECTOR}}]}, True),
+        ({"$sub": {"left": {"$knn": {"query": VECTOR}}, "right": {"$val": 0.5}}}, True),
+    ],
+)
+def test_a_rank_that_calculates_is_an_oracle_on_scores(rank: Any, scales: bool) -> None:
+    search = {"limit": {"limit": 1}} if rank is None else {"rank": rank}
+    assert post("search", {"searches": [search]}).thresholds is scales
+
+
+def test_a_list_of_numbers_in_the_place_of_a_mandatory_value_is_refused() -> None:
+    rows = {"ids": ["a"], "embeddings": [VECTOR], "metadatas": [{"tenant": [1] * 80}]}
+    with pytest.raises(Refusal):
+        rewrite("add", rows, filters=(("tenant", 1.5),))
+
+
+def test_many_searches_are_read_in_linear_time() -> None:
+    searches = [{"select": {"keys": [f"f{n}"]}} for n in range(20_000)]
+    started = time.process_time()
+    assert len(post("search", {"searches": searches}).fields) == 20_000
+    assert time.process_time() - started < 2.0

@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
 
 from agent.protocols.http import Lookup, Refusal
-from policy.model import Action, Limit
+from policy.model import Action, Limit, Mask
 from tests.unit.engines.calls import VECTOR, Clock, answer, ask, engine, request, rewritten, verdict
 
 P = "/collections/docs/points"
+MASK = Mask("m", field="payload.ssn")
 ACME = (("tenant", "acme"),)
 OURS = {"key": "tenant", "match": {"value": "acme"}}
 FIELD = {"must": [{"key": "city", "match": {"value": "x"}}]}
@@ -358,3 +360,54 @@ def test_the_error_is_the_servers_own_form() -> None:
     response = engine("qdrant").refuse(403, "denied", "no (rule x)", "x")
     assert response.status == 403
     assert json.loads(response.body)["status"] == {"error": "no (rule x)"}
+
+
+def test_a_long_list_of_number_ids_is_a_list() -> None:
+    ids = list(range(1000, 1060))  # longer than what counts as a vector
+    assert post(P, {"ids": ids}).top_k == 60
+    assert post(f"{P}/delete", {"points": ids}).rows == 60
+    assert ask(engine("qdrant"), request("PUT", P, {"batch": {"ids": ids, "vectors": []}})).rows == 60
+    recommend = post(f"{P}/recommend", {"positive": ids, "limit": 3})
+    assert (recommend.queries, recommend.carries_filter) == (60, False)
+    clamp = (Limit("top_k", 20, "clamp", "r"),)
+    out = rewritten(engine("qdrant"), request("POST", P, {"ids": ids}), verdict(clamps=clamp))
+    assert out["ids"] == ids[:20]
+    out = rewritten(engine("qdrant"), request("POST", f"{P}/delete", {"points": ids}), verdict(filters=ACME))
+    assert out["filter"] == {"must": [{"has_id": ids}, OURS]}
+
+
+def test_numbers_that_are_no_json_are_no_list_of_ids() -> None:
+    with pytest.raises(Refusal):
+        post(P, b'{"ids":[' + b"1 2," * 40 + b"3]}")
+
+
+def test_many_members_are_read_in_linear_time() -> None:
+    searches = [{"query": [1], "limit": 1, "with_payload": [f"f{n}"]} for n in range(20_000)]
+    lookups = [{"query": [1], "limit": 1, "lookup_from": {"collection": f"c{n}"}} for n in range(20_000)]
+    started = time.process_time()
+    assert len(post(f"{P}/query/batch", {"searches": searches}).fields) == 20_000
+    assert len(post(f"{P}/query/batch", {"searches": lookups}).collections) == 20_001
+    assert time.process_time() - started < 2.0
+
+
+@pytest.mark.parametrize(
+    ("verb", "path"),
+    [
+        ("GET", "/collections/docs/snapshots/a.snapshot"),
+        ("HEAD", "/collections/docs/snapshots/a.snapshot"),
+        ("GET", "/snapshots/full.snapshot"),
+        ("GET", "/collections/docs/shards/0/snapshot"),
+        ("GET", "/collections/docs/shards/0/snapshots/a"),
+        ("POST", "/collections/docs/shards/0/snapshot/partial/create"),
+        ("GET", "/collections/docs/shards/0/wal"),
+        ("GET", "/profiler/slow_requests"),
+        ("POST", "/audit/logs"),
+    ],
+)
+def test_a_copy_of_the_data_is_not_let_out_under_masks(verb: str, path: str) -> None:
+    qdrant, call = engine("qdrant"), request(verb, path)
+    operation = ask(qdrant, call)
+    assert qdrant.rewrite(call, operation, verdict()) is call
+    for decided in (verdict(vectors=False), verdict(fields=frozenset({"a"})), verdict(masks=(MASK,))):
+        with pytest.raises(Refusal):
+            qdrant.rewrite(call, operation, decided)
