@@ -171,9 +171,14 @@ class Veil:
     def score(self, value: Any, norm: float | None = None) -> Any:
         """A score or distance at the allowed precision. `norm`: of the query, where it is known.
 
-        Never under 1: a query scaled down would else buy digits where the score does not scale.
+        Never under 1: a query scaled down would else buy digits where the score does not scale. Where the
+        norm is not known, the coarser of the score's own digits and those of a norm of 1: a query brought
+        close to a row would else buy digits of its distance.
         """
         if self._scores is None or isinstance(value, bool) or not isinstance(value, int | float):
             return value
         self.take("scores", f"{self._scores} digits")
-        return round_score(float(value), self._scores, None if norm is None else max(norm, 1.0))
+        if norm is None:
+            own = None if abs(value) >= 1.0 else 1.0
+            return round_score(float(value), self._scores, own)
+        return round_score(float(value), self._scores, max(norm, 1.0))

@@ -234,3 +234,20 @@ def test_ids_of_a_large_answer_are_read_around_its_vectors() -> None:
     rows = [row(n, note=f"x{VECTOR * 9}") for n in range(20)]
     seen = asked.observe(call, ask(asked, call), answer(envelope({"points": rows})))
     assert seen.ids == tuple(str(n) for n in range(20))
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("query", {"query": {"indices": [1], "values": [1e-6]}}),
+        ("recommend", {"positive": [[1e-6, 0]], "limit": 1}),
+        ("query", {"query": {"nearest": 7}}),
+    ],
+)
+def test_a_score_near_zero_tells_no_more_digits_where_the_norm_is_not_known(path: str, body: Any) -> None:
+    row = {"id": 1, "version": 1, "score": 1.23456e-3}
+    result: Any = {"points": [row]} if path == "query" else [row]
+    call = request("POST", f"/collections/docs/points/{path}", body)
+    tree, _ = masked(engine("qdrant"), call, verdict(masks=(mask(scores=2),)), answer({"result": result}))
+    got = tree["result"]["points"] if path == "query" else tree["result"]
+    assert got[0]["score"] == 0.0
