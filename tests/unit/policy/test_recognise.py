@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -96,3 +97,17 @@ def test_data_is_found_wherever_it_stands_between_words(around: str, data: str) 
 def test_the_look_at_the_bytes_never_misses_what_the_search_finds(text: str) -> None:
     if text.isprintable() and ALL.redact(text, "redact", KEY)[1]:
         assert ALL.may_contain(json.dumps(text, ensure_ascii=False).encode())
+
+
+@pytest.mark.parametrize("unit", ["a@b.cc ", "4111 1111 1111 1112 ", "ä 10.0.0.1 ", "+49 30 1234567 "])
+def test_many_findings_are_replaced_in_linear_time(unit: str) -> None:
+    found = recogniser(("email", "credit_card", "ip", "phone", "iban"))
+    started = time.process_time()
+    found.redact(unit * 20_000, "redact", KEY)
+    assert time.process_time() - started < 3.0
+
+
+def test_findings_beside_letters_of_many_bytes_are_cut_where_they_are() -> None:
+    found = recogniser(("email", "credit_card"))
+    text = "größe 4111111111111111 €uro ü@müller.de 漢字"
+    assert found.redact(text, "redact", KEY)[0] == "größe [credit_card] €uro [email] 漢字"
