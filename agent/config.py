@@ -32,6 +32,7 @@ _SIZES = {
     "mb": 10**6,
     "gb": 10**9,
 }
+_LARGEST = 2.0**52  # bytes or seconds: in nanoseconds and as a float it is still a number
 _DURATIONS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -50,7 +51,7 @@ def parse_size(value: object) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(value))
     if not found or found[2].lower() not in _SIZES:
         raise ValueError(f"not a size: {value!r}; write 64MiB, 10GiB or a number of bytes")
-    return int(float(found[1]) * _SIZES[found[2].lower()])
+    return int(_bounded(float(found[1]) * _SIZES[found[2].lower()], value))
 
 
 def parse_duration(value: object) -> float:
@@ -60,7 +61,13 @@ def parse_duration(value: object) -> float:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(value))
     if not found or (found[2] and found[2] not in _DURATIONS):
         raise ValueError(f"not a duration: {value!r}; write 60s, 15m, 1h or 90d")
-    return float(found[1]) * _DURATIONS[found[2] or "s"]
+    return _bounded(float(found[1]) * _DURATIONS[found[2] or "s"], value)
+
+
+def _bounded(number: float, value: object) -> float:
+    if number > _LARGEST:
+        raise ValueError(f"too large: {str(value)[:40]}; at most {_LARGEST:.0f} bytes or seconds")
+    return number
 
 
 Size = Annotated[int, BeforeValidator(parse_size)]
@@ -92,7 +99,13 @@ class Guard(_Model):
     @pydantic.field_validator("address")
     @classmethod
     def _address(cls, value: str | None) -> str | None:
-        return None if value is None else str(ipaddress.ip_address(value))
+        if value is None:
+            return None
+        address = ipaddress.ip_address(value)
+        address = getattr(address, "ipv4_mapped", None) or address  # one address, one spelling
+        if address.is_unspecified or getattr(address, "scope_id", None):
+            raise ValueError("name one address without a zone; leave `address:` out for every address")
+        return str(address)
 
     @pydantic.field_validator("ports")
     @classmethod
@@ -167,6 +180,14 @@ class Users(_Model):
     proxy: str = "vecward-proxy"
 
 
+class _Clash(ValueError):
+    """Two guards that cannot both be; `index` is the second one's."""
+
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message)
+        self.index = index
+
+
 class Config(_Model):
     guards: tuple[Guard, ...] = Field(default=(), max_length=MAX_GUARDS)
     policy: tuple[Path, ...] = (Path("/etc/vecward/policy.d"),)
@@ -182,18 +203,18 @@ class Config(_Model):
     def _distinct(self) -> Config:
         seen: dict[tuple[int, str | None], str] = {}
         names: set[str] = set()
-        for guard in self.guards:
+        for index, guard in enumerate(self.guards):
             if guard.name in names:
-                raise ValueError(f"two guards are named {guard.name!r}")
+                raise _Clash(f"two guards are named {guard.name!r}", index)
             names.add(guard.name)
             for port in guard.ports:
-                for address in {guard.address, None}:
-                    other = seen.get((port, address))
-                    if other and (guard.address is None or address == guard.address or other == guard.name):
-                        raise ValueError(
-                            f"guards {other!r} and {guard.name!r} share port {port}; give each its `address:`"
-                        )
-                seen[(port, guard.address)] = guard.name
+                # One guard may take what no other guard of the port names an address for.
+                other = seen.setdefault((port, guard.address), guard.name)
+                if other != guard.name:
+                    raise _Clash(
+                        f"guards {other!r} and {guard.name!r} share port {port}; give each its `address:`",
+                        index,
+                    )
         return self
 
     def guard(self, name: str) -> Guard | None:
@@ -228,17 +249,37 @@ def _known_keys(path: Sequence[int | str]) -> list[str]:
     return [k for k in model.model_fields if k != "files"]
 
 
+_UNIONS = {("proxy", "workers"), ("steer", "cgroup")}
+
+
+def _source(
+    path: Sequence[int | str], trees: Sequence[tuple[Path, Any]]
+) -> tuple[Path, Any, list[int | str]]:
+    """The file that a path of the merged configuration came from, its tree, and the path in that tree."""
+    if len(path) > 1 and path[0] == "guards" and isinstance(path[1], int):
+        index = path[1]
+        for file, tree in trees:
+            guards = tree.get("guards")
+            if isinstance(guards, list):
+                if index < len(guards):
+                    return file, tree, ["guards", index, *path[2:]]
+                index -= len(guards)
+    for file, tree in reversed(trees):
+        if path and path[0] in tree:
+            return file, tree, list(path)
+    return *trees[0], list(path)
+
+
 def _explain(error: pydantic.ValidationError, trees: Sequence[tuple[Path, Any]]) -> list[str]:
     problems = []
     for item in error.errors():
-        path = [
-            key
-            for key in item["loc"]
-            if not (isinstance(key, str) and key.startswith(("function-", "literal", "constrained")))
-        ]
-        file, tree = next(
-            ((f, t) for f, t in reversed(trees) if path and isinstance(t, dict) and path[0] in t), trees[0]
-        )
+        path = list(item["loc"])
+        if tuple(path[:2]) in _UNIONS:
+            del path[2:]  # which member of the union it was tried as
+        clash = item.get("ctx", {}).get("error")
+        if isinstance(clash, _Clash):
+            path = ["guards", clash.index]
+        file, tree, place = _source(path, trees)
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             known = _known_keys(path)
@@ -249,7 +290,7 @@ def _explain(error: pydantic.ValidationError, trees: Sequence[tuple[Path, Any]])
                 else f"unknown key; known here: {', '.join(known)}"
             )
         problems.append(
-            f"{file}:{_line_of(tree, path)}: {'.'.join(str(p) for p in path) or 'config'}: {message}"
+            f"{file}:{_line_of(tree, place)}: {'.'.join(str(p) for p in path) or 'config'}: {message}"
         )
     return list(dict.fromkeys(problems))
 
