@@ -75,7 +75,9 @@ def _drop_bounding(kept: frozenset[int]) -> None:
             _prctl(_PR_CAPBSET_DROP, cap)
 
 
-def become(uid: int, gid: int, capabilities: frozenset[int], groups: tuple[int, ...] = ()) -> None:
+def become(
+    uid: int, gid: int, capabilities: frozenset[int], groups: tuple[int, ...] = (), umask: int = 0o077
+) -> None:
     """Turn into uid:gid for good, with exactly these capabilities and no way to gain others.
 
     Not dumpable: /proc/PID/mem and ptrace are closed to the same user. Dies with its parent.
@@ -90,7 +92,7 @@ def become(uid: int, gid: int, capabilities: frozenset[int], groups: tuple[int, 
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _prctl(_PR_SET_DUMPABLE, 0)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.umask(0o077)
+    os.umask(umask)
     if effective_capabilities() != capabilities:
         raise ConfineError("the capabilities left are not the ones wanted")
 

@@ -335,6 +335,7 @@ def _agent(places: Places, workers: int, notes: socket.socket) -> int:
         places.agent_gid,
         confine.AGENT_CAPABILITIES,
         (readers,) if readers is not None else (),
+        umask=0o027,  # evidence is for `control.read_group` too; keys are made 0600 by who makes them
     )
     confine.forbid_spying()
     keeper = Keeper(

@@ -200,7 +200,7 @@ def _decompress(head: bytes | memoryview, raw: int, offset: int) -> bytes:
 def _decode_head(head: bytes | memoryview, offset: int) -> list[AnyFrame]:
     try:
         return list(_frames_decoder.decode(head))
-    except (msgspec.ValidationError, msgspec.DecodeError, RecursionError):
+    except (msgspec.ValidationError, msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         pass  # one by one: a newer writer's frame type must not hide its neighbours
     try:
         return [_decode_frame(raw) for raw in _raw_decoder.decode(head)]
