@@ -20,9 +20,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
 from itertools import accumulate
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -32,9 +31,10 @@ MAX_DEPTH: Final = 64  # of nesting; deeper filters have no use, and servers' ow
 MAX_BYTES: Final = 64 * 1024 * 1024  # as Bounds.body; a second door
 LONG: Final = 96  # bytes from which an array of numbers is cut out unread
 DIGEST_MIN: Final = 8  # numbers from which an array counts as a vector in recorded forms
+_SHORTEST: Final = 2 * DIGEST_MIN + 1  # bytes of that many
 
 _NUMERIC: Final = b"0123456789+-.eE, \t\r\n"
-_OTHER: Final = bytes(b not in _NUMERIC for b in range(256))  # a map to 1 for what a vector has not
+_BUT_COMMAS: Final = _NUMERIC.replace(b",", b"")
 _ESCAPE: Final = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
 _STRING: Final = re.compile(rb'"((?:[^"\\]|\\.)*)"([ \t\r\n]*:)?', re.DOTALL)
 _NEEDLESS: Final = frozenset(range(0x20, 0x7F)) - {0x22, 0x5C}  # code points no encoder must escape
@@ -50,13 +50,22 @@ class BodyRefusal(Refusal):
     """The body has more than one reading, or none."""
 
 
-def cut_arrays(raw: bytes, least: int = LONG) -> tuple[list[bytes], list[bytes]]:
+class Cuts(NamedTuple):
+    """Arrays of numbers cut out of a body: n + 1 pieces around n cuts, and how many numbers each has."""
+
+    pieces: list[bytes]
+    cuts: list[bytes]
+    dims: list[int]
+
+
+def cut_arrays(raw: bytes, least: int = LONG) -> Cuts:
     """Innermost arrays of number characters of at least `least` bytes, and what lies between.
 
-    Returns n + 1 pieces around n cuts. Says nothing of whether a cut stands inside a string.
+    Says nothing of whether a cut stands inside a string.
     """
     pieces: list[bytes] = []
     cuts: list[bytes] = []
+    dims: list[int] = []
     done = 0
     at = raw.find(b"[")
     while at >= 0:
@@ -65,17 +74,19 @@ def cut_arrays(raw: bytes, least: int = LONG) -> tuple[list[bytes], list[bytes]]
             break
         if end - at >= least:
             start = raw.rfind(b"[", at, end)
-            if (
-                end - start >= least
-                and raw[start + 1] in _NUMERIC
-                and 1 not in raw[start + 1 : end].translate(_OTHER)
-            ):
-                pieces.append(raw[done:start])
-                cuts.append(raw[start : end + 1])
-                done = end + 1
+            if end - start >= least and raw[start + 1] in _NUMERIC:
+                inner = raw[start : end + 1]
+                # One pass tells that there is nothing but numbers, and how many.
+                commas = inner.translate(None, _BUT_COMMAS)
+                dim = len(commas) - 1
+                if commas == b"[" + b"," * (dim - 1) + b"]":
+                    pieces.append(raw[done:start])
+                    cuts.append(inner)
+                    dims.append(dim)
+                    done = end + 1
         at = raw.find(b"[", end)
     pieces.append(raw[done:])
-    return pieces, cuts
+    return Cuts(pieces, cuts, dims)
 
 
 class StrictReader:
@@ -84,6 +95,10 @@ class StrictReader:
     def __init__(self) -> None:
         self._cuts: list[bytes] = []
         self._next = 0
+        self._raw: bytes | None = None  # the body that `skeleton` or `read` cut last
+        self._split = Cuts([], [], [])
+        self._skeleton = b""
+        self._proven = False  # its cuts stand outside any string
         self._decoder = json.JSONDecoder(
             object_pairs_hook=self._object, parse_constant=self._constant, parse_float=_number
         )
@@ -103,24 +118,59 @@ class StrictReader:
         self._next = at + 1
         return Raw(self._cuts[at])
 
-    def read(self, raw: bytes) -> Tree:
-        """The tree of a body. Raises BodyRefusal; never anything else."""
+    def skeleton(self, raw: bytes) -> tuple[bytes, int]:
+        """The body with each cut array as ``NaN``, and how many were cut (0: it is `raw` itself).
+
+        Two bodies with the same answer here are read alike, but for the numbers in the arrays; nothing
+        is proven of either before `read`. Raises BodyRefusal.
+        """
         if len(raw) > MAX_BYTES:
             raise BodyRefusal("body-too-large", f"the JSON body is over {MAX_BYTES} bytes")
-        if len(raw) >= LONG and b"NaN" not in raw:
-            pieces, cuts = cut_arrays(raw)
-            if cuts:
-                skeleton = b"NaN".join(pieces)
-                try:
-                    tree = self._decode(skeleton, cuts)
-                    if self._next == len(cuts):
-                        return tree
-                except _Unread:
-                    pass  # perhaps numbers inside a string: the whole body decides
+        if raw is not self._raw:
+            cut = len(raw) >= LONG and b"NaN" not in raw
+            self._split = split = cut_arrays(raw) if cut else Cuts([raw], [], [])
+            self._raw = raw
+            self._skeleton = b"NaN".join(split.pieces) if split.cuts else raw
+            self._proven = False
+        return self._skeleton, len(self._split.cuts)
+
+    def read(self, raw: bytes) -> Tree:
+        """The tree of a body. Raises BodyRefusal; never anything else."""
+        skeleton, count = self.skeleton(raw)
+        if count:
+            try:
+                tree = self._decode(skeleton, self._split.cuts)
+                if self._next == count:
+                    self._proven = True
+                    return tree
+            except _Unread:
+                pass  # perhaps numbers inside a string: the whole body decides
         try:
             return self._decode(raw, [])
         except _Unread as error:
             raise BodyRefusal("bad-json", f"the body is not JSON: {error}") from None
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the cuts of the body that was read last stand outside strings."""
+        return self._proven
+
+    def prove(self) -> None:
+        """The skeleton of the body at hand is one that was read and proven before."""
+        self._proven = True
+
+    def digest(self, raw: bytes) -> tuple[bytes, int]:
+        """As `digest`; a body that was just read is not searched for its vectors again."""
+        split, proven = self._split, self._proven and raw is self._raw
+        self._raw = None  # a body is not kept for longer than its request
+        if not proven or cut_arrays(self._skeleton, _SHORTEST).cuts:
+            return digest(raw)
+        done = [split.pieces[0]]
+        count = 0
+        for cut, dim, piece in zip(split.cuts, split.dims, split.pieces[1:], strict=True):
+            count += dim >= DIGEST_MIN
+            done += (_digested(cut, dim) if dim >= DIGEST_MIN else cut, piece)
+        return b"".join(done), count
 
     def _decode(self, skeleton: bytes, cuts: list[bytes]) -> Tree:
         self._cuts = cuts
@@ -225,33 +275,22 @@ def digest(raw: bytes) -> tuple[bytes, int]:
 
     For bytes of any origin: where the quotes do not add up nothing is cut after that place.
     """
-    pieces, cuts = cut_arrays(raw, 2 * DIGEST_MIN + 1)
-    if not cuts:
+    split = cut_arrays(raw, _SHORTEST)
+    if not split.cuts:
         return raw, 0
     done: list[bytes] = []
     count = 0
-    for outside, piece, cut in _outside(pieces, cuts):
-        done.append(piece)
-        if cut is None:
-            continue
-        dim = cut.count(b",") + 1
-        if outside and dim >= DIGEST_MIN:
-            count += 1
-            sha = hashlib.sha256(cut).hexdigest().encode()
-            done.append(b'{"dim":%d,"sha256":"%s"}' % (dim, sha))
-        else:
-            done.append(cut)
+    inside = False
+    for piece, cut, dim in zip(split.pieces, [*split.cuts, b""], [*split.dims, 0], strict=True):
+        # Unescaped quotes tell; cuts hold none, and an escape cannot straddle one (a backslash before
+        # ``[`` is no JSON).
+        plain = _ESCAPE.sub(b"", piece) if b"\\" in piece else piece
+        inside ^= bool(plain.count(b'"') & 1)
+        vector = dim >= DIGEST_MIN and not inside
+        count += vector
+        done += (piece, _digested(cut, dim) if vector else cut)
     return b"".join(done), count
 
 
-def _outside(pieces: list[bytes], cuts: list[bytes]) -> Iterator[tuple[bool, bytes, bytes | None]]:
-    """Each piece and the cut after it, with whether the cut stands outside any string.
-
-    Counts unescaped quotes: cuts hold none, and an escape cannot straddle one (a backslash before
-    ``[`` is no JSON).
-    """
-    inside = False
-    for piece, cut in zip(pieces, [*cuts, None], strict=True):
-        plain = _ESCAPE.sub(b"", piece) if b"\\" in piece else piece
-        inside ^= bool(plain.count(b'"') & 1)
-        yield not inside, piece, cut
+def _digested(cut: bytes, dim: int) -> bytes:
+    return b'{"dim":%d,"sha256":"%s"}' % (dim, hashlib.sha256(cut).hexdigest().encode())

@@ -20,7 +20,7 @@ import msgspec
 
 from agent.engines import chroma_answers, chroma_rewrite
 from agent.engines.ask import Ask, as_object
-from agent.engines.body import StrictReader, Tree, digest, norm, write
+from agent.engines.body import StrictReader, Tree, norm, write
 from agent.engines.chroma_requests import READERS
 from agent.engines.chroma_routes import BY_NAME, TABLE
 from agent.engines.names import Names
@@ -37,6 +37,8 @@ _COLUMN_KEY: Final = b'"embeddings":'  # its quotes are bare, so it stands outsi
 _EVERYTHING: Final = frozenset({ANY_COLLECTION})
 _TENANT, _DATABASE, _COLLECTION = 3, 5, 7  # places of path segments
 _BY_ID: Final = 8
+MAX_ASKS: Final = 256  # shapes of requests remembered
+MAX_SHAPE: Final = 4096  # bytes of one
 Key = tuple[str, str, str]
 
 
@@ -68,6 +70,7 @@ class ChromaEngine:
         self._reader = StrictReader()
         self._names: Names[Key, str] = Names(clock)
         self._last: tuple[bytes, Tree] | None = None
+        self._asks: dict[tuple[str, bytes, int], Ask] = {}
 
     def route(self, request: Request) -> Route:
         line = TABLE.find(request)
@@ -94,9 +97,28 @@ class ChromaEngine:
             return Operation(self.name, self._guard, route.method, line.actions, found, bytes=size)
         if request.body is None and route.streamable:
             return Operation(self.name, self._guard, route.method, line.actions, found, partial=True)
-        body = as_object(self._read(request.body or b""))
-        ask = READERS[line.kind](body)
-        return self._operation(request, route, ask, found | self._others(request, ask), size)
+        ask = self._ask(line.kind, request.body or b"")
+        if ask.also:
+            found |= self._others(request, ask)
+        return self._operation(request, route, ask, found, size)
+
+    def _ask(self, kind: str, raw: bytes) -> Ask:
+        """What a body asks. Clients repeat themselves but for the vectors, and no reader of these bodies
+        looks into a cut array: what was read of one body stands for every other of its skeleton.
+        The count keeps a body that says ``NaN`` itself from passing for one that was cut."""
+        self._last = None
+        skeleton, count = self._reader.skeleton(raw)
+        key = (kind, skeleton, count)
+        ask = self._asks.get(key)
+        if ask is not None:
+            self._reader.prove()
+            return ask
+        ask = READERS[kind](as_object(self._read(raw)))
+        if len(skeleton) <= MAX_SHAPE and (count == 0 or self._reader.is_proven):
+            if len(self._asks) >= MAX_ASKS:
+                self._asks.clear()
+            self._asks[key] = ask
+        return ask
 
     def _operation(
         self, request: Request, route: Route, ask: Ask, collections: frozenset[str], size: int
@@ -195,6 +217,10 @@ class ChromaEngine:
             if verdict.clamps:
                 raise Refusal("clamp", "this request cannot be cut to the policy's limits")
             return request
+        if not (verdict.clamps or verdict.filters or verdict.fields is not None) and (
+            verdict.vectors or not operation.vectors
+        ):
+            return request  # nothing it asks is to be taken away
         raw = request.body
         last, self._last = self._last, None  # the tree is changed in place: it must not be found again
         tree = last[1] if last is not None and last[0] is raw else self._reader.read(raw)
@@ -230,8 +256,8 @@ class ChromaEngine:
         return Response(status, (("content-type", "application/json"),), body)
 
     def digest(self, body: bytes) -> tuple[bytes, int]:
-        """As `body.digest`, and embeddings that a client wrote as base64 of 32-bit floats."""
-        done, count = digest(body)
+        """As `StrictReader.digest`, and embeddings that a client wrote as base64 of 32-bit floats."""
+        done, count = self._reader.digest(body)
         pieces: list[bytes] = []
         found = rest = 0
         at = done.find(_COLUMN_KEY)

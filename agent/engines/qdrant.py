@@ -17,7 +17,7 @@ import msgspec
 
 from agent.engines import qdrant_answers, qdrant_rewrite
 from agent.engines.ask import as_object
-from agent.engines.body import StrictReader, Tree, digest, norm, write
+from agent.engines.body import StrictReader, Tree, norm, write
 from agent.engines.names import Names
 from agent.engines.qdrant_requests import READS
 from agent.engines.qdrant_routes import DUMPS, TABLE
@@ -221,7 +221,7 @@ class QdrantEngine:
         return Response(status, (("content-type", "application/json"),), body)
 
     def digest(self, body: bytes) -> tuple[bytes, int]:
-        return digest(body)
+        return self._reader.digest(body)
 
 
 def _resolve(names: tuple[str, ...], aliases: Mapping[str, str] | str) -> frozenset[str]:

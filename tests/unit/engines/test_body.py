@@ -124,6 +124,31 @@ def test_a_digest_replaces_vectors_outside_strings_only() -> None:
     assert tree["k"] == [1, 2]
 
 
+def test_a_digest_of_the_body_just_read_is_that_of_any_bytes() -> None:
+    reader = StrictReader()
+    few = b"[" + b",".join(b"%d" % (10**30 + n) for n in range(5)) + b"]"
+    for inner in (
+        b"",
+        b',"k":[1,2,3,4,5,6,7,8,9]',
+        b',"s":"\\""',
+        b',"few":' + few,
+        b',"s":"' + VECTOR + b'"',
+    ):
+        raw = b'{"v":' + VECTOR + b',"w":[' + VECTOR + b"," + VECTOR + b"]" + inner + b"}"
+        reader.read(raw)
+        assert reader.digest(raw) == digest(raw)
+        assert reader.digest(b"x" + raw) == digest(b"x" + raw)
+
+
+def test_a_skeleton_tells_a_body_that_says_nan_from_one_that_was_cut() -> None:
+    reader = StrictReader()
+    skeleton, count = reader.skeleton(b'{"v":' + VECTOR + b"}")
+    assert (skeleton, count) == (b'{"v":NaN}', 1)
+    assert reader.skeleton(b'{"v":NaN}') == (b'{"v":NaN}', 0)
+    padded = b'{"v":NaN}'.ljust(200)
+    assert reader.skeleton(padded) == (padded, 0)
+
+
 # The fast reader against the slow one.
 
 NAMES = st.sampled_from(["vector", "a", 'q"', "\\", "ü", "NaN", "[1,2]", VECTOR.decode()])
@@ -142,10 +167,12 @@ VALUES = st.recursive(
 @given(VALUES, st.booleans())
 def test_every_body_reads_as_the_full_parser_reads_it(value: object, ascii_only: bool) -> None:
     raw = json.dumps(value, ensure_ascii=ascii_only).encode()
-    tree = StrictReader().read(raw)
+    reader = StrictReader()
+    tree = reader.read(raw)
     assert json.loads(write(tree)) == value
-    recorded, _ = digest(raw)
+    recorded, _ = found = digest(raw)
     json.loads(recorded)
+    assert reader.digest(raw) == found
 
 
 @settings(max_examples=60, deadline=None)

@@ -419,3 +419,37 @@ def test_many_searches_are_read_in_linear_time() -> None:
     started = time.process_time()
     assert len(post("search", {"searches": searches}).fields) == 20_000
     assert time.process_time() - started < 2.0
+
+
+def test_what_was_read_of_one_body_is_not_taken_for_another() -> None:
+    """Bodies are remembered by what they say beside their vectors."""
+    held = engine("chroma")
+
+    def asked(path: str, body: bytes) -> Any:
+        return ask(held, request("POST", f"{ONE}/{path}", body))
+
+    vector = json.dumps(VECTOR * 20).encode()
+    query = b'{"query_embeddings":[' + vector + b'],"n_results":%d}'
+    assert asked("query", query % 3).top_k == 3
+    assert asked("query", query % 4).top_k == 4
+    assert asked("query", query % 3).top_k == 3
+    assert asked("query", query.replace(b"]", b" ]", 1) % 3).bytes != asked("query", query % 3).bytes
+    assert asked("add", b'{"ids":["a"],"embeddings":[' + vector + b"]}").rows == 1
+    for path, body in (
+        ("query", (query % 3).replace(vector, b"NaN")),  # the very bytes that stand for the cut body
+        ("query", (query % 3).replace(vector, b'"' + vector + b'"')),
+        ("get", query % 3 + b"x"),
+    ):
+        with pytest.raises(Refusal):
+            asked(path, body)
+
+
+def test_a_restriction_reaches_a_body_of_a_known_shape() -> None:
+    held = engine("chroma")
+    vector = VECTOR * 20
+    body = {"query_embeddings": [vector], "n_results": 3, "include": ["embeddings", "documents"]}
+    for _ in range(2):
+        call = request("POST", f"{ONE}/query", body)
+        assert rewritten(held, call, verdict()) == body
+        assert rewritten(held, call, verdict(vectors=False))["include"] == ["documents"]
+        assert rewritten(held, call, verdict(filters=ACME))["where"] == OURS
