@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -99,3 +100,13 @@ def test_the_evidence_is_whole_and_counts_what_the_kernel_counted(stage: Stage) 
     assert coverage["bypass"] == coverage["unobserved"] == 0
     assert coverage["connects"] == coverage["steered"] == len(stage.json("sessions", "--limit", "1000"))
     assert stage.cli("verify", str(stage.folder / "evidence")).returncode == 0
+
+
+def test_what_is_written_is_signed_within_seconds(stage: Stage) -> None:
+    _ask(stage, "count")
+    deadline = time.monotonic() + 10
+    while (evidence := stage.status["evidence"])["unsigned"] or not evidence["epoch"]:
+        assert time.monotonic() < deadline, evidence
+        time.sleep(0.2)
+    assert evidence["failures"] == 0
+    assert all(stream["signed"] == stream["seq"] for stream in evidence["streams"])
