@@ -139,19 +139,21 @@ def show(settings: Settings, as_json: bool) -> int:
     metavar="KEY=VALUE",
     help="An operation: guard=docs, action=search, collection=kb ...",
 )
+@click.option("--pid", type=click.IntRange(1), metavar="N", help="The caller: a living process (needs root).")
 @click.option("--session", metavar="ID", help="The caller of a recorded session.")
 @click.option("--exchange", type=int, default=1, show_default=True, metavar="N", help="Which exchange of it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True))
 @click.pass_obj
 def explain(
-    settings: Settings, who: tuple[str, ...], what: tuple[str, ...], session: str | None, exchange: int,
-    as_json: bool,
+    settings: Settings, who: tuple[str, ...], what: tuple[str, ...], pid: int | None, session: str | None,
+    exchange: int, as_json: bool,
     files: tuple[Path, ...],
 ) -> int:  # fmt: skip
     """Why something is or would be allowed or refused: every rule, and where each limit came from.
 
-    With --session a recorded exchange is judged again, by the policy as the files have it now.
+    With --session a recorded exchange is judged again, by the policy as the files have it now. With --pid the
+    caller is a living process, identified as the agent would if it connected now; --what is the operation.
     """
     from agent.cli.service import print_json
     from policy.cases import operation_from, subject_from, with_engine
@@ -161,25 +163,32 @@ def explain(
 
     document = _load(settings, files)
     engines = {guard.name: guard.engine for guard in _context(settings).guards or ()}
+    if sum((session is not None, pid is not None, bool(who))) > 1:
+        raise Fail("--session, --pid and --who all name the caller", "give one of them", Code.USAGE)
     recorded = None
     try:
-        if session is not None:
+        if pid is not None:
+            operation, subject = operation_from(_words(what, "--what")), _living(pid)
+        elif session is not None:
             subject, operation, found_exchange = _recorded(settings, session, exchange)
             recorded = recorded_verdict(found_exchange, document.hash)
         elif who or what:
             subject, operation = subject_from(_words(who, "--who")), operation_from(_words(what, "--what"))
         else:
-            raise Fail("nothing to explain", "give --session ID, or --who and --what", Code.USAGE)
+            raise Fail("nothing to explain", "give --session ID, or --who or --pid, and --what", Code.USAGE)
     except PolicyError as error:
         raise Fail(str(error), None, Code.USAGE, lines=True) from None
     found = trace(Policy(document.rules), subject, with_engine(operation, engines), time.time())
     if as_json or settings.json:
-        print_json(found.as_dict() | ({} if recorded is None else {"recorded": recorded}))
+        more = {"recorded": recorded} if recorded is not None else {}
+        print_json(found.as_dict() | more | (_process_facts(subject) if pid is not None else {}))
     else:
         from agent.cli.output import clean
 
-        for line in ([] if recorded is None else [_recorded_line(recorded)]) + found.lines():
-            click.echo(clean(line, lines=True))
+        told = [] if recorded is None else [_recorded_line(recorded)]
+        told += [] if pid is None else _process_lines(subject)
+        for line in told + found.lines():
+            click.echo(clean(line))
     return Code.DONE
 
 
@@ -191,6 +200,51 @@ def _words(pairs: Sequence[str], option: str) -> dict[str, str]:
             raise Fail(f"{option} {pair!r}", f"write {option} key=value", Code.USAGE)
         words[key] = value
     return words
+
+
+def _living(pid: int) -> Subject:
+    from agent.identity.bypid import identify_process
+    from agent.identity.process import ProcessGone
+
+    try:
+        return identify_process(pid)
+    except ProcessGone as gone:
+        hint = f"vecward sessions --pid {pid} lists what it did, policy explain --session explains it"
+        raise Fail(f"no process {pid}: {gone}", hint) from None
+    except PermissionError:
+        raise Fail(f"pid {pid}: not yours to read", "run it with sudo") from None
+
+
+_SHOWN = (
+    "user", "group", "groups", "uid", "login_user", "login_session", "exe", "exe_sha256", "parent_exe",
+    "unit", "user_unit", "slice", "container", "image", "cgroup", "argv", "script", "cwd",
+)  # fmt: skip
+
+
+def _process_facts(subject: Subject) -> dict[str, object]:
+    """The subject of --pid for JSON: its fields, why others are null, and what only the agent knows."""
+    from dataclasses import asdict
+
+    from agent.identity.bypid import NOT_KNOWN
+
+    known = asdict(subject) | {"unobtained": sorted(subject.unobtained)}
+    return {"subject": known, "not_known": NOT_KNOWN}
+
+
+def _process_lines(subject: Subject) -> list[str]:
+    from agent.identity.bypid import NOT_KNOWN
+
+    lines = [f"subject: pid {subject.pid} ({subject.comm})"]
+    for name in _SHOWN:
+        value = getattr(subject, name)
+        if isinstance(value, tuple):
+            value = (" " if name == "argv" else ", ").join(value)
+        if name in subject.unobtained:
+            value = f"not obtained: {subject.null_reason.get(name, 'unknown')}"
+        if value not in (None, "", False):
+            lines.append(f"  {name}: {'yes' if value is True else value}")
+    lines.append("not known here:")
+    return [*lines, *(f"  {what}: {why}" for what, why in NOT_KNOWN.items())]
 
 
 def _recorded(settings: Settings, session: str, n: int) -> tuple[Subject, Operation, Exchange]:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -193,3 +195,37 @@ def test_the_promised_fields_of_a_session_are_not_changed(tmp_path: Path, policy
         session = Query(index).session(SESSION)
     assert set(session.as_dict()) == {f.name for f in fields(session)} - {"beside"}
     assert session.beside["cwd"] == "/srv"
+
+
+def test_a_living_process_is_a_caller(tmp_path: Path, policy: Policy) -> None:
+    what = ("--what", "guard=docs", "--what", "action=count")
+    pid = str(os.getpid())
+    made = json.loads(explain(tmp_path, "--pid", pid, *what, "--json"))
+    assert made["subject"]["pid"] == os.getpid()
+    assert made["subject"]["exe"] == os.path.realpath(sys.executable)
+    assert (made["verdict"], "is_self" in made["subject"]["unobtained"]) == ("deny", True)
+    assert set(made["not_known"]) == {"connect", "exec", "self", "route"}
+    out = explain(tmp_path, "--pid", pid, *what)
+    assert out.startswith(f"subject: pid {pid} (")
+    assert f"exe: {os.path.realpath(sys.executable)}" in out
+    assert "not known here:" in out
+    assert "failed who.self: wants True, got not obtained" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (("--pid", "4194305", "--what", "guard=g", "--what", "action=count"), 1, "no process 4194305"),
+        (("--pid", "1", "--who", "user=x"), 2, "all name the caller"),
+        (("--pid", "1", "--session", "abcd"), 2, "all name the caller"),
+        (("--pid", "1"), 2, "missing"),
+        (("--pid", "0"), 2, "--pid"),
+        ((), 2, "nothing to explain"),
+    ],
+)
+def test_a_caller_that_cannot_be_told_is_an_error(
+    tmp_path: Path, policy: Policy, args: tuple[str, ...], code: int, said: str
+) -> None:
+    result = CliRunner().invoke(main, ["policy", "explain", *args, str(tmp_path / "rules.yaml")])
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert said in result.stderr
