@@ -37,7 +37,8 @@ import chromadb
 client = chromadb.HttpClient(host="127.0.0.1", port=8000)
 papers = client.create_collection("papers", embedding_function=None)
 papers.add(ids=["a", "b", "c"], embeddings=[[1, 0, 0], [0, 1, 0], [0, 0, 1]],
-           documents=["write to ada@example.org", "second", "third"], metadatas=[{"n": 1}, {"n": 2}, {"n": 3}])
+           documents=["write to ada@example.org", "second", "third"],
+           metadatas=[{"n": 1}, {"n": 2}, {"n": 3}])
 """
 SEARCH = """
 import json, sys, chromadb
