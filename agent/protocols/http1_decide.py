@@ -61,7 +61,10 @@ class DecidingSide(AnswerSide):
         self._credential_names = engine.credential_headers | {"authorization", "proxy-authorization"}
         self._block = ""  # head as forwarded, for `_block_of`: a request head, and whether its answer is read
         self._block_of: tuple[RequestHead, bool] | None = None
-        self._drops = REQUEST_DROPS | self._credential_names if credential is not None else REQUEST_DROPS
+        self._drops = REQUEST_DROPS
+        if credential is not None:
+            self._credential_names |= {name for name, _ in credential}
+            self._drops |= self._credential_names
 
     @abstractmethod
     def _close(self, out: Output, reset: bool = False) -> None: ...

@@ -21,6 +21,13 @@ CREDENTIALS = frozenset(
 )
 """Never recorded, whatever the engine."""
 
+_SECRET = re.compile(
+    r"(?:api|access|secret|private|auth|subscription)[-_]?key|token(?!s)|secret|passw|credential|authori[sz]ation"
+    r"|cookie|signature|(?:^|[-_])auth$",
+    re.IGNORECASE,
+)
+"""Names of headers and query parameters that carry a key of some other service: not recorded either."""
+
 _OVERRIDES = frozenset(
     {
         "x-http-method-override",
@@ -147,7 +154,12 @@ def notices(verdict: Verdict) -> Headers:
 def recorded_request(head: RequestHead, target: Target, credentials: frozenset[str]) -> dict[str, str]:
     """The request head as evidence keeps it, but for its length."""
     kept = recorded_headers(head.headers, credentials)
-    return {"method": head.method, "path": target.path, "query": target.encoded, **kept}
+    query = target.encoded
+    if query and _SECRET.search(query) is not None:
+        query = encode_query(
+            tuple([(name, "removed" if _SECRET.search(name) else value) for name, value in target.query])
+        )
+    return {"method": head.method, "path": target.path, "query": query, **kept}
 
 
 def recorded_headers(headers: Headers, credentials: frozenset[str]) -> dict[str, str]:
@@ -157,7 +169,7 @@ def recorded_headers(headers: Headers, credentials: frozenset[str]) -> dict[str,
         kept.clear()
         for name, value in headers:
             kept[name] = f"{kept[name]}, {value}" if name in kept else value
-    for name in credentials & kept.keys():
+    for name in [name for name in kept if name in credentials or _SECRET.search(name) is not None]:
         del kept[name]
     return kept
 

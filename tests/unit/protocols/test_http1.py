@@ -357,3 +357,21 @@ def test_an_untouched_answer_in_an_unknown_coding_passes_and_stays_out_of_the_re
     out = session.server_data(answer(b"VECTOR", b"Content-Encoding: br\r\n"))
     assert client(out).endswith(b"VECTOR")
     assert result(out).body is None
+
+
+def test_keys_of_other_services_are_passed_on_and_not_recorded() -> None:
+    extra = b"X-OpenAI-Api-Key: secret-1\r\nX-Auth-Token: secret-2\r\nX-Amz-Security-Token: secret-3\r\n"
+    request = b"POST /c/kb/search?%61pi_key=secret-4&wait=true HTTP/1.1\r\nHost: db\r\n" + extra
+    out = opened().client_data(request + b"Content-Length: 2\r\n\r\n{}")
+    assert server(out).count(b"secret-") == 4
+    head = intent(out).head
+    assert "secret-" not in str(head)
+    assert head["query"] == "api_key=removed&wait=true"
+
+
+def test_a_credential_of_the_guard_replaces_the_clients_under_whatever_name() -> None:
+    held = (("x-database-key", "held"),)
+    session = Http1Session(FakeEngine(), FakeJudge(ALLOW), "g", None, held)
+    forwarded = server(session.client_data(search(extra=b"X-Database-Key: clients\r\n")))
+    assert forwarded.count(b"x-database-key") == 1
+    assert b"x-database-key: held" in forwarded
