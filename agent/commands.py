@@ -50,8 +50,8 @@ class Switch:
         self._push()
 
     def on(self, watched: Watched, who: Mapping[str, Any]) -> None:
-        if not watched.off:
-            return
+        if not watched.off or self._guards.find(watched.guard.name) is not watched:
+            return  # on already, or gone with a reload: its ports are not ours any more
         watched.off_until, watched.off_reason = None, ""
         self._end_off_timer(watched)
         self._guards.publish(watched)

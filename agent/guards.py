@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from ipaddress import ip_address
 
 from agent.config import Guard
 from agent.kernel import sockdiag
-from agent.kernel.records import GuardFlag
+from agent.kernel.records import Address, GuardFlag
 from agent.kernel.steering import Steering
 from agent.listener import make_listener
 from agent.messages import GuardSettings
@@ -93,23 +92,23 @@ class Guards:
         """Make these the guards in force. A guard keeps its number and its `off` while its name stays."""
         wanted = {guard.name: guard for guard in guards}
         for name in [n for n in self._by_name if n not in wanted]:
-            self._remove(self._by_name.pop(name))
+            self.close_reserve(self._by_name.pop(name))
         for name, guard in wanted.items():
             known = self._by_name.get(name)
             if known is None:
                 known = self._by_name[name] = Watched(self._free_index(), guard)
-            else:
-                self._unwatch(known, keep=guard)
             known.guard = guard
             known.credential = credentials.get(name, ())
             self.publish(known)
+        # Last, and by what the kernel holds: a port may have gone from one guard to another, and an agent
+        # that died may have left a guard that is in no configuration any more.
+        self._steering.keep_guards((port, _address(g)) for g in wanted.values() for port in g.ports)
         self.resync()
 
     def publish(self, watched: Watched) -> None:
         """Write a guard's flags to the kernel."""
-        address = ip_address(watched.guard.address) if watched.guard.address else None
         for port in watched.guard.ports:
-            self._steering.set_guard(watched.index, port, address, watched.flags)
+            self._steering.set_guard(watched.index, port, _address(watched.guard), watched.flags)
 
     def resync(self) -> None:
         """What listens and which addresses are ours, as the kernel has it now."""
@@ -126,17 +125,6 @@ class Guards:
         used = {w.index for w in self._by_name.values()}
         return next(i for i in range(64) if i not in used)
 
-    def _unwatch(self, watched: Watched, keep: Guard | None) -> None:
-        old = watched.guard
-        address = ip_address(old.address) if old.address else None
-        for port in old.ports:
-            if keep is None or port not in keep.ports or old.address != keep.address:
-                self._steering.remove_guard(port, address)
-
-    def _remove(self, watched: Watched) -> None:
-        self._unwatch(watched, keep=None)
-        self.close_reserve(watched)
-
     # -- waiting for a worker ----------------------------------------------------------------------
 
     def open_reserve(self, watched: Watched) -> None:
@@ -150,8 +138,20 @@ class Guards:
     def close_reserve(self, watched: Watched) -> None:
         if watched.reserve is not None:
             self._steering.clear_reserve(watched.index)
+            self.leave_reserve(watched)
             watched.reserve.close()
             watched.reserve = None
+
+    def watch_reserve(self, watched: Watched) -> None:
+        """While workers live: a handshake that began before they came may end after `hand_over`."""
+        if watched.reserve is not None:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(watched.reserve.fileno(), self.hand_over, watched)
+
+    def leave_reserve(self, watched: Watched) -> None:
+        """No worker lives: what comes waits in the queue."""
+        if watched.reserve is not None:
+            asyncio.get_running_loop().remove_reader(watched.reserve.fileno())
 
     def hand_over(self, watched: Watched) -> int:
         """Give what queued in the reserve to a worker; returns how many."""
@@ -205,28 +205,32 @@ class Reserve:
 
     def __init__(self, guards: Guards) -> None:
         self._guards = guards
-        self._closing: asyncio.TimerHandle | None = None
-        self.since: float | None = None  # time.monotonic() since when there is no worker
+        self._closing: dict[str, asyncio.TimerHandle] = {}  # by guard: since when it has no worker
 
     def workers_changed(self, listening: Callable[[str], bool], stopping: bool) -> None:
         """Call whenever a worker's listener came or went."""
-        loop = asyncio.get_running_loop()
-        missing = [w for w in self._guards if not listening(w.guard.name)]
+        known = {watched.guard.name for watched in self._guards}
+        for name in [n for n in self._closing if stopping or n not in known or listening(n)]:
+            self._closing.pop(name).cancel()
         for watched in self._guards:
+            name = watched.guard.name
             if stopping:
                 self._guards.close_reserve(watched)
-            elif watched not in missing:
+            elif listening(name):
                 self._guards.hand_over(watched)
                 self._guards.open_reserve(watched)
-        if missing and self._closing is None and not stopping:
-            self.since = time.monotonic()
-            self._closing = loop.call_later(RESERVE_SECONDS, self._give_up)
-        elif not missing and self._closing is not None:
-            self._closing.cancel()
-            self._closing, self.since = None, None
+                self._guards.watch_reserve(watched)
+            else:
+                self._guards.leave_reserve(watched)
+                if name not in self._closing:
+                    loop = asyncio.get_running_loop()
+                    self._closing[name] = loop.call_later(RESERVE_SECONDS, self._give_up, watched)
 
-    def _give_up(self) -> None:
-        """5 s without a worker: what waits is refused, and so is what comes."""
-        for watched in self._guards:
-            self._guards.close_reserve(watched)
-        self._closing = None
+    def _give_up(self, watched: Watched) -> None:
+        """5 s without a worker: what waits is refused, and so is what comes. (Its timer stays known: until a
+        worker comes there is nothing more to do.)"""
+        self._guards.close_reserve(watched)
+
+
+def _address(guard: Guard) -> Address | None:
+    return ip_address(guard.address) if guard.address else None

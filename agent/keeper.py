@@ -29,7 +29,6 @@ from agent.identity.convert import sources
 from agent.identity.host import read_host
 from agent.identity.identifier import Identifier
 from agent.kernel import sockdiag
-from agent.kernel.errors import SteeringError
 from agent.kernel.records import Event, EventKind
 from agent.kernel.steering import Steering
 from agent.messages import Drain, Identify, Present, Pressure, Settings, Snapshot
@@ -91,6 +90,7 @@ class Keeper:
         self._identifier: Identifier | None = None
         self._stopping = asyncio.Event()
         self._ready = False
+        self._all_back = False  # the workers of an agent before, as far as they live
         self._version = 0
         self.bypasses = 0
         self.pressure: Literal["ok", "alert", "meta", "full"] = "ok"
@@ -152,9 +152,13 @@ class Keeper:
 
     def left(self, member: Member) -> None:
         self.notary.stream_left(member.stream)
-        if time.time() - self.started > RECOVER_AFTER:  # before, a worker may still be on its way back
-            self.notary.recover(self._live_streams())
+        if self._all_back:  # before, a worker may still be on its way back
+            self.notary.recover(self._live_streams(), only=member.stream)
         self._reserve.workers_changed(self._is_served, stopping=self._stopping.is_set())
+
+    def _recover(self) -> None:
+        self._all_back = True
+        self.notary.recover(self._live_streams())
 
     def _live_streams(self) -> set[str]:
         return {m.stream for m in self.crew.members.values()}
@@ -189,14 +193,12 @@ class Keeper:
             raise ControlError(
                 f"reload refused, everything is as before:\n{error}", "mend it and reload again"
             ) from None
-        modes = {w.guard.name: w.guard.mode for w in self.guards}
         self.config, self.rulebook, self.rule_problem = config, rulebook, None
         self._apply(credentials)
         self._record_policy()
         self.notary.admin("reload", dict(who), {"policy": rulebook.hash})
-        for watched in self.guards:
-            if watched.guard.mode == "enforce" and modes.get(watched.guard.name) != "enforce":
-                self.guards.cut_pre_existing(watched)
+        # Who reached a database while nobody enforced, or a port that was not guarded, was never judged.
+        self.guards.note_pre_existing()
         self.crew.broadcast(self.snapshot())
         self._reserve.workers_changed(self._is_served, stopping=False)
         return {
@@ -206,8 +208,7 @@ class Keeper:
         }
 
     def _record_policy(self) -> None:
-        sources = {str(file): file.read_text(encoding="utf-8") for file in self.rulebook.files}
-        self.notary.policy(self.rulebook.hash, sources)
+        self.notary.policy(self.rulebook.hash, dict(self.rulebook.texts))
 
     def push(self) -> None:
         """Send workers what holds now, and say it in one line."""
@@ -237,8 +238,9 @@ class Keeper:
         if event.kind is EventKind.BYPASS:
             self.bypasses += 1
             _complain(f"bypass: {detail['client']} reached {detail['server']} without the proxy")
-            if watched is not None and watched.guard.mode == "enforce" and not watched.off:
-                self._destroy(event)
+        # Also what was let through on purpose, but a moment before the guard began to enforce.
+        if watched is not None and watched.guard.mode == "enforce" and not watched.off:
+            self._destroy(event)
 
     def _destroy(self, event: Event) -> None:
         for one in sockdiag.connections(event.flow.dport):
@@ -277,7 +279,7 @@ class Keeper:
         metrics = MetricsServer(self.config.metrics.listen, lambda: metrics_text(status_document(self)))
         await metrics.start()
         # Workers of the agent before come back within 5 s; streams that nobody claimed then are dead.
-        loop.call_later(RECOVER_AFTER, lambda: self.notary.recover(self._live_streams()))
+        loop.call_later(RECOVER_AFTER, self._recover)
         loop.add_reader(self._listener.fileno(), self._accept)
         loop.add_reader(self.steering.events.fileno(), self._read_events)
         self._reserve.workers_changed(self._is_served, stopping=False)
@@ -304,8 +306,8 @@ class Keeper:
             await asyncio.sleep(TICK)
             try:
                 await self._checkpoint()
-            except OSError as error:
-                _complain(f"checkpoint: {error}")
+            except Exception as error:  # signing goes on, or strict rules deny for ever after a minute
+                _complain(f"checkpoint: {type(error).__name__}: {error}")
 
     async def _checkpoint(self) -> None:
         counters = self._counters()
@@ -332,8 +334,8 @@ class Keeper:
             try:
                 await asyncio.to_thread(self.guards.resync)
                 self.steering.sweep_identities(older_than=IDENTITY_KEPT)
-            except (OSError, SteeringError) as error:
-                _complain(f"resync: {error}")
+            except Exception as error:  # the tables that keep databases reachable are kept true for ever
+                _complain(f"resync: {type(error).__name__}: {error}")
 
     async def _stop(self, loop: asyncio.AbstractEventLoop, ticking: list[asyncio.Task[None]]) -> None:
         """Refuse what is new, let exchanges end, take the last frames, write CLOSE."""
@@ -353,7 +355,7 @@ class Keeper:
         for task in ticking:
             task.cancel()
         await asyncio.gather(*ticking, return_exceptions=True)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):
             await self._checkpoint()
         self.notary.close(self._counters())
         loop.remove_reader(self._listener.fileno())

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from agent.config import Evidence
 from agent.evidence.frames import AdminFrame, BypassFrame, Frame, PolicyFrame
+from agent.evidence.keys import write_secret
 from agent.evidence.ledger import BlockDigest, Ledger, LedgerError, PresentError
 from agent.evidence.recovery import recover_streams
 from agent.evidence.retention import Pressure, Reserve, disk_pressure, free_bytes, retain
@@ -63,9 +64,7 @@ class Notary:
             key = file.read_bytes()
         except FileNotFoundError:
             key = secrets.token_bytes(32)
-            fd = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "wb") as made:
-                made.write(key)
+            write_secret(file, key)
         if len(key) != 32:
             raise LedgerError(f"{file}: not a key of 32 bytes")
         return key
@@ -85,14 +84,15 @@ class Notary:
     def _open(self) -> Ledger:
         return Ledger(self.root, host=self.host, boot=self.boot)
 
-    def recover(self, live: Collection[str]) -> None:
-        """Note the torn tails of streams whose writer is gone. `live` streams are left alone."""
+    def recover(self, live: Collection[str], only: str | None = None) -> None:
+        """Note the torn tails of streams whose writer is gone (of the one that just left: all of them are a
+        long read, and nothing is signed meanwhile). `live` streams are left alone."""
         known = frozenset(live)
 
         def note(ledger: Ledger) -> None:
             now = _now()
             ledger.retire_absent(known)
-            for frame in recover_streams(self.root, known, now["at"], now["up"]):
+            for frame in recover_streams(self.root, known, now["at"], now["up"], only):
                 ledger.append(frame)
 
         self._submit(note)

@@ -32,6 +32,7 @@ class Rulebook:
     encoded: bytes
     policy: Policy
     files: tuple[Path, ...]
+    texts: tuple[tuple[str, str], ...]  # (file, what stood in it): what is recorded is what was loaded
     warnings: tuple[str, ...]
 
     @property
@@ -42,7 +43,10 @@ class Rulebook:
 def guard_context(config: Config, now: float) -> GuardContext:
     """What policy files are checked against."""
     return GuardContext(
-        tuple(GuardInfo(g.name, g.engine, engine_roots(g.engine)) for g in config.guards),
+        tuple(
+            GuardInfo(g.name, g.engine, engine_roots(g.engine), tuple(p.remote for p in g.peers))
+            for g in config.guards
+        ),
         now,
     )
 
@@ -71,12 +75,18 @@ def read_files(files: Sequence[Path]) -> list[tuple[str, str]]:
 def load_rulebook(config: Config, now: float) -> Rulebook:
     """Raises ConfigError or PolicyError; a failing test case is a PolicyError too."""
     files = policy_files(config)
-    document = load_policy(read_files(files), guard_context(config, now))
+    texts = read_files(files)
+    document = load_policy(texts, guard_context(config, now))
     policy = Policy(document.rules, RecordDefaults(config.evidence.level, config.evidence.mode))
     results = run_cases(policy, document.cases, {g.name: g.engine for g in config.guards}, now)
     failed = [result.problem for result in results if result.problem is not None]
     if failed:
         raise PolicyError(failed)
     return Rulebook(
-        document, encode_rules(document.rules), policy, tuple(files), tuple(map(str, document.warnings))
+        document,
+        encode_rules(document.rules),
+        policy,
+        tuple(files),
+        tuple(texts),
+        tuple(map(str, document.warnings)),
     )

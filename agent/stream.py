@@ -26,7 +26,7 @@ class EvidenceStream:
         self._say = say
         self._spawn = spawn
         self._recorder: Recorder | None = None
-        self._segments: list[SegmentFile] = []
+        self._segments: list[tuple[str, SegmentFile]] = []  # of which stream
         self.name: str | None = None
         self.host = ""
         self.boot = ""
@@ -51,7 +51,7 @@ class EvidenceStream:
         if self._recorder is not None and message.stream == self.name:
             self._recorder.give_spare(segment)
         else:
-            self._segments.append(segment)
+            self._segments.append((message.stream, segment))
 
     def begin(self, welcome: Welcome) -> None:
         """Start the stream; an agent that was started again finds it begun."""
@@ -59,7 +59,13 @@ class EvidenceStream:
             return
         self.name, self.host, self.boot = welcome.stream, welcome.host, welcome.boot
         loop = asyncio.get_running_loop()
-        first, *spares = self._segments
+        # An agent that died between segments and welcome left some of a stream that never began: to write in
+        # them would make an honest stream look tampered with.
+        fit = [segment for stream, segment in self._segments if stream == welcome.stream]
+        for stream, segment in self._segments:
+            if stream != welcome.stream:
+                segment.close()
+        first, *spares = fit
         self._segments = []
 
         def schedule(work: Callable[[], None]) -> None:

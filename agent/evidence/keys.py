@@ -100,13 +100,7 @@ class KeyFolder:
         except FileNotFoundError:
             key, made = SigningKey.of(Ed25519PrivateKey.generate()), True
             pem = key.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-            # Under its own name only when it is whole: a key cut short by a crash would be unusable.
-            temporary = self._folder / "host.key.new"
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
-            _write_secret(temporary, pem)
-            temporary.rename(path)
-            sync_folder(self._folder)
+            write_secret(path, pem)
         else:
             try:
                 private = load_pem_private_key(data, None)
@@ -166,6 +160,17 @@ class KeyFolder:
 
     def _path(self, epoch: int) -> Path:
         return self._folder / f"epoch-{epoch}.key"
+
+
+def write_secret(path: Path, data: bytes) -> None:
+    """A new 0600 file, durable. It has its name only when it is whole: a key cut short by a crash or a full
+    disk would be unusable for ever."""
+    temporary = path.with_name(path.name + ".new")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    _write_secret(temporary, data)
+    temporary.rename(path)
+    sync_folder(path.parent)
 
 
 def _write_secret(path: Path, data: bytes) -> None:

@@ -123,7 +123,9 @@ def read_ledger_end(root: Path, wall: int, up: int) -> LedgerEnd:
     return found
 
 
-def recover_streams(root: Path, live: Collection[str], wall: int, up: int) -> list[RecoveredFrame]:
+def recover_streams(
+    root: Path, live: Collection[str], wall: int, up: int, only: str | None = None
+) -> list[RecoveredFrame]:
     """Set aside the torn tails of streams whose workers are gone. Returns what the ledger must note.
 
     A tail that was set aside by an earlier start is not named again.
@@ -131,7 +133,7 @@ def recover_streams(root: Path, live: Collection[str], wall: int, up: int) -> li
     found = []
     folder = root / "streams"
     for name in sorted(os.listdir(folder)) if folder.is_dir() else []:
-        if not is_stream_id(name) or name in live:
+        if not is_stream_id(name) or name in live or only not in (None, name):
             continue
         for number, path in reversed(list_segments(folder / name)):
             if path.with_suffix(".torn").exists():

@@ -79,8 +79,9 @@ def connections(port: int) -> list[Socket]:
 
 
 def callers(port: int) -> list[Socket]:
-    """The client's end, in this namespace, of every established connection to ``port``."""
-    return list(_dump(1 << State.ESTABLISHED | 1 << State.SYN_SENT, dport=port))
+    """The client's end, in this namespace, of every connection to ``port`` that can still be answered."""
+    states = [State.ESTABLISHED, State.SYN_SENT, State.FIN_WAIT1, State.FIN_WAIT2, State.CLOSE_WAIT]
+    return list(_dump(sum(1 << state for state in states), dport=port))
 
 
 def find(local: Address, local_port: int, remote: Address, remote_port: int) -> Socket | None:

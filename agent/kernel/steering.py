@@ -130,6 +130,14 @@ class Steering:
                 if UP_KEY.unpack(key)[2] == port:
                     syscalls.map_delete(self._maps["up"], key)
 
+    def keep_guards(self, places: Iterable[tuple[int, Address | None]]) -> None:
+        """Stop guarding every other port and address of this namespace, whoever guarded it."""
+        wanted = {self._watch_key(port, address) for port, address in places}
+        for key, _, _, _ in self._guards():
+            netns, raw, port, _, _ = WATCH_KEY.unpack(key)
+            if key not in wanted and netns == self.netns:
+                self.remove_guard(port, None if raw == ANY_ADDRESS else unpack_address(raw))
+
     def _watch_key(self, port: int, address: Address | None) -> bytes:
         packed = ANY_ADDRESS if address is None else pack_address(address)
         return WATCH_KEY.pack(self.netns, ANY_ADDRESS if packed == _ANY_V4 else packed, port, 0, 0)
