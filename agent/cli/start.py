@@ -26,7 +26,8 @@ def run(settings: Settings, file: Path | None) -> int:
     from agent.config import ConfigError, load_config
     from agent.kernel.errors import SteeringError
     from agent.rulebook import load_rulebook
-    from agent.run import RunError, Supervisor
+    from agent.places import RunError
+    from agent.run import Supervisor
     from policy.problem import PolicyError
 
     path = file or settings.config_file
