@@ -82,19 +82,21 @@ class ControlServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
-        if task is None or len(self._clients) >= MAX_CLIENTS:
+        caller = caller_of(writer.get_extra_info("socket"))
+        # Every user may connect; that must not keep out who opens the way again at 3 a.m.
+        if task is None or (len(self._clients) >= MAX_CLIENTS and not _is_master(caller)):
             writer.close()
             return
         self._clients.add(task)
         try:
-            caller = caller_of(writer.get_extra_info("socket"))
             while True:
                 async with asyncio.timeout(REQUEST_TIMEOUT):
                     line = await reader.readline()
                 if not line:
                     return
                 writer.write(msgspec.json.encode(await self._answer(line, caller)) + b"\n")
-                await writer.drain()
+                async with asyncio.timeout(REQUEST_TIMEOUT):
+                    await writer.drain()
         except (TimeoutError, ValueError, OSError):
             return  # too slow, too long, or gone: nothing that it could still be told
         finally:
@@ -121,7 +123,7 @@ class ControlServer:
             }
 
     def _check(self, command: Command, caller: Caller) -> None:
-        if caller.uid in (0, os.geteuid()):
+        if _is_master(caller):
             return
         if command.changes:
             raise ControlError("only root may do this", "run it with sudo")
@@ -140,6 +142,10 @@ def caller_of(sock: socket.socket) -> Caller:
     except (OSError, ValueError):
         login = 0xFFFFFFFF
     return Caller(pid, uid, gid, None if login == 0xFFFFFFFF else login)
+
+
+def _is_master(caller: Caller) -> bool:
+    return caller.uid in (0, os.geteuid())
 
 
 def _in_group(caller: Caller, gid: int) -> bool:

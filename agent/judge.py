@@ -59,9 +59,16 @@ class SessionJudge:
     def __call__(self, operation: Operation) -> Verdict:
         enforcing, off = self._rules.guard_mode(self._guard)
         if off:
-            level, mode = self._rules.defaults
+            # Out of the way, also of a disk that is full: that may be why it was turned off.
+            level, _ = self._rules.defaults
             return Verdict(
-                "allow", None, None, "the guard is off", self._rules.policy_hash, level=level, mode=mode
+                "allow",
+                None,
+                None,
+                "the guard is off",
+                self._rules.policy_hash,
+                level=level,
+                mode="best-effort",
             )
         try:
             verdict = self._current().decide(operation, self._now())
@@ -85,7 +92,11 @@ class SessionJudge:
 
     def has_rights(self) -> bool:
         """Whether any rule could still allow this subject something (else its session is closed)."""
-        return self._current().has_rights(self._now())
+        try:
+            return self._current().has_rights(self._now())
+        except Exception as error:
+            self._report(error)
+            return False
 
     def _current(self) -> Bound:
         if self._bound is None or self._hash != self._rules.policy_hash:

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker's link: it comes back, asks again what was not answered, and answers nothing by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent import link as link_module
+from agent import messages
+from agent.channel import Channel
+from agent.link import AgentGone, AgentLink
+from agent.messages import Counters, Hello, Identified, Identify, Signed
+from policy.model import Attribution, Subject
+from tests.unit.agent.turning import run, until
+
+
+class Agent:
+    """The agent's end. Each `start` is an agent that was started again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.heard: list[Any] = []
+        self.accepted = 0
+        self.channel: Channel | None = None
+        self._listener: socket.socket | None = None
+        self.refusing = False
+
+    def start(self) -> None:
+        self.heard = []
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._listener.bind(os.fspath(self.path))
+        self._listener.listen()
+        asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        sock, _ = self._listener.accept()
+        self.accepted += 1
+        if self.refusing:
+            sock.close()
+            return
+        self.channel = Channel(sock, self._received, lambda reason: None)
+
+    def _received(self, payload: bytes, descriptors: list[int]) -> None:
+        self.heard.append(messages.decode_worker(payload))
+
+    def say(self, message: Any) -> None:
+        assert self.channel is not None
+        self.channel.send(messages.encode(message))
+
+    def stop(self) -> None:
+        if self.channel is not None:
+            self.channel.close()
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener.fileno())
+            self._listener.close()
+            self.path.unlink()
+            self._listener = None
+
+    def questions(self) -> list[Identify]:
+        return [message for message in self.heard if isinstance(message, Identify)]
+
+
+class Worker:
+    def __init__(self, path: Path) -> None:
+        self.got: list[Any] = []
+        self.lost = 0
+        self.link = AgentLink(path, lambda: Hello(1, 1, "g"), self._received, self._lost)
+
+    def _received(self, message: Any, descriptors: list[int]) -> None:
+        self.got.append(message)
+
+    def _lost(self) -> None:
+        self.lost += 1
+
+    async def ask(self, port: int = 5) -> Subject:
+        return await self.link.identify(
+            lambda number: Identify(number, "q", 1, ("127.0.0.1", port), ("127.0.0.1", 6333))
+        )
+
+
+@contextlib.asynccontextmanager
+async def both(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Agent, Worker]]:
+    monkeypatch.setattr(link_module, "_RETRY", 0.005)
+    agent, worker = Agent(folder / "worker.sock"), Worker(folder / "worker.sock")
+    agent.start()
+    keeping = asyncio.get_running_loop().create_task(worker.link.keep())
+    try:
+        yield agent, worker
+    finally:
+        worker.link.close()
+        agent.stop()
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+
+def named(pid: int) -> Subject:
+    return Subject(Attribution.KERNEL, pid=pid)
+
+
+def test_hello_is_the_first_word_and_other_messages_are_handed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with both(tmp_path, monkeypatch) as (agent, worker):
+            await until(lambda: agent.heard)
+            assert agent.heard == [Hello(1, 1, "g")]
+            agent.say(Signed(5))
+            await until(lambda: worker.got)
+            assert worker.got == [Signed(5)]
+
+    run(story)
+
+
+def test_answers_go_to_their_questions_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        async with both(tmp_path, monkeypatch) as (agent, worker):
+            await until(lambda: worker.link.is_up)
+            first, second = [asyncio.get_running_loop().create_task(worker.ask(port)) for port in (1, 2)]
+            await until(lambda: len(agent.questions()) == 2)
+            one, two = agent.questions()
+            agent.say(Identified(999, named(9)))  # of nobody's question
+            agent.say(Identified(two.id, named(two.client[1])))
+            agent.say(Identified(one.id, named(one.client[1])))
+            agent.say(Identified(one.id, named(77)))  # too late to change it
+            assert [(await first).pid, (await second).pid] == [1, 2]
+            assert worker.got == []
+
+    run(story)
+
+
+def test_a_question_is_asked_again_of_an_agent_that_was_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with both(tmp_path, monkeypatch) as (agent, worker):
+            await until(lambda: worker.link.is_up)
+            asking = asyncio.get_running_loop().create_task(worker.ask())
+            await until(agent.questions)
+            agent.stop()
+            await until(lambda: worker.lost == 1)
+            later = asyncio.get_running_loop().create_task(worker.ask(6))
+            agent.start()
+            await until(lambda: len(agent.questions()) == 2)
+            assert isinstance(agent.heard[0], Hello), "it must be admitted before it may ask"
+            for question in agent.questions():
+                agent.say(Identified(question.id, named(question.client[1])))
+            assert [(await asking).pid, (await later).pid] == [5, 6]
+
+    run(story)
+
+
+def test_without_an_answer_in_time_nobody_is_made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "IDENTITY_TIMEOUT", 0.03)
+
+    async def story() -> None:
+        async with both(tmp_path, monkeypatch) as (agent, worker):
+            await until(lambda: worker.link.is_up)
+            with pytest.raises(AgentGone, match="did not say within"):
+                await worker.ask()
+            agent.stop()
+            with pytest.raises(AgentGone):
+                await worker.ask()
+            agent.start()
+            await until(lambda: agent.heard)
+            await asyncio.sleep(0.01)
+            assert agent.questions() == [], "what was given up is not asked again"
+
+    run(story)
+
+
+def test_questions_that_wait_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "MAX_QUESTIONS", 2)
+
+    async def story() -> None:
+        async with both(tmp_path, monkeypatch) as (_, worker):
+            waiting = [asyncio.get_running_loop().create_task(worker.ask(port)) for port in (1, 2)]
+            await asyncio.sleep(0)
+            with pytest.raises(AgentGone, match="2 identity questions wait already"):
+                await worker.ask(3)
+            worker.link.drop_questions()
+            ended = await asyncio.gather(*waiting, return_exceptions=True)
+            assert [type(end) for end in ended] == [asyncio.CancelledError] * 2
+
+    run(story)
+
+
+def test_an_agent_that_takes_nobody_in_is_not_asked_in_a_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with both(tmp_path, monkeypatch) as (agent, worker):
+            monkeypatch.setattr(link_module, "_RETRY", 0.02)
+            agent.refusing = True
+            await until(lambda: worker.link.is_up)
+            if agent.channel is not None:
+                agent.channel.close()
+            await asyncio.sleep(0.1)
+            assert agent.accepted <= 8
+
+    run(story)
+
+
+def test_what_is_said_while_the_agent_is_away_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with both(tmp_path, monkeypatch) as (agent, worker):
+            await until(lambda: worker.link.is_up)
+            agent.stop()
+            await until(lambda: not worker.link.is_up)
+            worker.link.send(Counters({}, 1))
+            agent.start()
+            await until(lambda: agent.heard)
+            worker.link.send(Counters({}, 2))
+            await until(lambda: len(agent.heard) == 2)
+            assert agent.heard[1] == Counters({}, 2)
+
+    run(story)
