@@ -83,6 +83,18 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
 
+class Peer(_Model):
+    """A cluster peer whose traffic a rule with `tunnel` may pass unread."""
+
+    remote: str
+    port: Port | None = None  # the guarded port it dials; None: any of the guard's
+
+    @pydantic.field_validator("remote")
+    @classmethod
+    def _remote(cls, value: str) -> str:
+        return str(ipaddress.ip_network(value))
+
+
 class Guard(_Model):
     """One protected database: an engine and the ports by which clients can reach it."""
 
@@ -93,6 +105,7 @@ class Guard(_Model):
     mode: Literal["observe", "enforce"] = "observe"
     on_failure: Literal["pass", "refuse"] | None = None
     remote: Literal["pass", "judge", "refuse"] | None = None
+    peers: tuple[Peer, ...] = Field(default=(), max_length=256)
     netns: Literal["host"] = "host"
     credential: dict[str, str] = Field(default_factory=dict)
 
@@ -116,6 +129,9 @@ class Guard(_Model):
 
     @pydantic.model_validator(mode="after")
     def _closed(self) -> Guard:
+        for peer in self.peers:
+            if peer.port is not None and peer.port not in self.ports:
+                raise ValueError(f"peer {peer.remote}: port {peer.port} is none of the guard's ports")
         if self.mode == "enforce" and "pass" in (self.on_failure, self.remote):
             raise ValueError(
                 "a guard that enforces cannot pass what it did not judge; "

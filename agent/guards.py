@@ -61,6 +61,7 @@ class Watched:
         return GuardSettings(
             guard.name, self.index, guard.engine, guard.ports, guard.address, guard.mode, guard.remote_rule,
             off=self.off, credential=self.credential,
+            peers=tuple((peer.remote, peer.port) for peer in guard.peers),
         )  # fmt: skip
 
 
@@ -71,7 +72,7 @@ class Guards:
         self._steering = steering
         self._adopt = adopt
         self._by_name: dict[str, Watched] = {}
-        self._owners: dict[int, int | None] = {}
+        self._owners: dict[tuple[Address | None, int], int | None] = {}  # address None: every one
 
     def __iter__(self) -> Iterator[Watched]:
         return iter(sorted(self._by_name.values(), key=lambda w: w.index))
@@ -115,11 +116,21 @@ class Guards:
         self._steering.set_local_addresses(sockdiag.local_addresses())
         ports = self.ports()
         sockdiag.resync_up(self._steering, ports)
-        self._owners = {one.local_port: one.cgroup for one in sockdiag.listeners(ports)}
+        owners: dict[tuple[Address | None, int], int | None] = {}
+        for one in sockdiag.listeners(ports):
+            place = (None if one.local.is_unspecified else one.local, one.local_port)
+            # Two owners of one place: it cannot be told whose connection this will be.
+            owners[place] = one.cgroup if owners.get(place, one.cgroup) == one.cgroup else None
+        self._owners = owners
 
     def owner_cgroup(self, server: tuple[str, int]) -> int | None:
-        """Id of the cgroup whose process listens on that port; None while nothing does."""
-        return self._owners.get(server[1])
+        """Id of the cgroup whose process listens on that address and port; None while nothing does.
+
+        Any user may listen on the same port of another address: that makes nobody the database.
+        """
+        address, port = ip_address(server[0]), server[1]
+        place: tuple[Address | None, int] = (address, port)
+        return self._owners.get(place if place in self._owners else (None, port))
 
     def _free_index(self) -> int:
         used = {w.index for w in self._by_name.values()}
@@ -178,11 +189,17 @@ class Guards:
                 for one in sockdiag.connections(port):
                     if one.cgroup in exempt or (one.remote, one.remote_port) in ours:
                         continue  # a worker's, from before this agent was started again
-                    if not watched.guard.address or str(one.local) == watched.guard.address:
+                    if self._covering(one.local, port) is watched:
                         watched.pre_existing.append(one)
             found += len(watched.pre_existing)
             self.cut_pre_existing(watched)
         return found
+
+    def _covering(self, local: Address, port: int) -> Watched | None:
+        """The guard of a place, as the kernel part finds it: one that names the address goes first."""
+        fit = [w for w in self._by_name.values() if port in w.guard.ports]
+        named = next((w for w in fit if w.guard.address == str(local)), None)
+        return named or next((w for w in fit if w.guard.address is None), None)
 
     def cut_pre_existing(self, watched: Watched) -> int:
         """In enforce nobody keeps a connection that was never judged. Returns how many were cut."""
@@ -218,6 +235,9 @@ class Reserve:
                 self._guards.close_reserve(watched)
             elif listening(name):
                 self._guards.hand_over(watched)
+                if watched.guard.passes_on_failure:  # also one that enforced before a reload
+                    self._guards.close_reserve(watched)
+                    continue
                 self._guards.open_reserve(watched)
                 self._guards.watch_reserve(watched)
             else:

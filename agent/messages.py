@@ -87,6 +87,7 @@ class GuardSettings(msgspec.Struct, frozen=True):
     mode: Literal["observe", "enforce"]
     remote: Literal["pass", "judge", "refuse"]
     off: bool = False
+    peers: tuple[tuple[str, int | None], ...] = ()  # (network, guarded port or None for any)
     credential: tuple[tuple[str, str], ...] = ()  # headers to send upstream; held in memory only
 
 
