@@ -109,6 +109,7 @@ class Relay:
         self.bytes_out = 0
         self.tally = Tally()
         self.admitted = False
+        self.tunnelled = False  # a rule of the policy lets it pass unread
         self._client: asyncio.Transport | None = client
         self._server: asyncio.Transport | None = None
         self._session: Session | None = None

@@ -51,7 +51,7 @@ from agent.sides import address_of
 from agent.stream import EvidenceStream
 from policy.combine import RecordDefaults
 from policy.compile import Bound, Policy, decode_rules
-from policy.model import Attribution, RecordLevel, RecordMode, Subject
+from policy.model import Attribution, RecordLevel, RecordMode, Subject, Verdict
 
 PRESENT_EVERY = 0.25  # seconds between presentations of unsigned blocks
 COUNT_EVERY = 1.0
@@ -134,7 +134,8 @@ class Worker:
         subject = relay.subject
         if subject is None or held is None:
             raise RuntimeError("a session before its subject")
-        if self.bind(subject, relay.guard.name).tunnel(relay.guard.engine, time.time()) is not None:
+        if self._tunnel(relay, subject) is not None:
+            relay.tunnelled = True
             return open_tunnel("a tunnel rule covers it")
         judge = SessionJudge(self, subject, relay.guard.name, time.time, self.report_bug)
         bounds = Bounds(body=self._settings().max_body)
@@ -257,7 +258,9 @@ class Worker:
                 self._recheck(relay)
 
     def _recheck(self, relay: Relay) -> None:
-        """After a change: a guard gone or in another mode, or a subject without any right left."""
+        """After a change: a guard gone or in another mode, a subject without any right left, or a tunnel
+        that no rule covers any more (what passes unread has no next request to be judged by).
+        """
         held = self._server.find(relay.guard.name)
         if held is None or (relay.guard.mode != held.settings.mode):
             relay.end("guard-changed")
@@ -266,6 +269,11 @@ class Worker:
             judge = SessionJudge(self, relay.subject, relay.guard.name, time.time, self.report_bug)
             if not judge.has_rights():
                 relay.end("no-rights-left")
+            elif relay.tunnelled and self._tunnel(relay, relay.subject) is None:
+                relay.end("tunnel-withdrawn")
+
+    def _tunnel(self, relay: Relay, subject: Subject) -> Verdict | None:
+        return self.bind(subject, relay.guard.name).tunnel(relay.guard.engine, time.time())
 
     def _serve(self) -> None:
         if self._snapshot is not None:
