@@ -48,6 +48,10 @@ from agent.messages import (
 from policy.model import Subject
 
 KILL_TIMEOUT = 2.0
+HELLO_TIMEOUT = 10.0  # who says nothing must not take a worker's place
+SEGMENT_EVERY = 1.0  # seconds between two segments of a worker: without a spare it goes on in the one it has
+UNUSED_SEGMENTS = 4  # so many are not even begun: it gets no more
+MAX_COUNTERS, MAX_COUNT = 256, 2**50  # what a worker says ends up in signed checkpoints: sums must fit too
 MAX_CONNECTED = MAX_WORKERS * 2  # a generation that drains and one that takes over
 
 
@@ -101,6 +105,8 @@ class Member:
     counters: dict[str, int] = field(default_factory=dict)
     sessions: int = 0
     draining: bool = False
+    segment_due: float = 0.0  # loop time
+    segment_timer: asyncio.TimerHandle | None = None
 
     def send(self, message: AgentMessage, *descriptors: int) -> None:
         self.channel.send(messages.encode(message), descriptors)
@@ -163,7 +169,12 @@ class Crew:
             if member is not None:
                 self._leave(member)
 
+        def silent() -> None:
+            if member is None:
+                channel.close("no hello")
+
         channel = Channel(sock, received, closed)
+        asyncio.get_running_loop().call_later(HELLO_TIMEOUT, silent)
 
     def _try(self, channel: Channel, message: messages.WorkerMessage) -> Member | None:
         try:
@@ -187,6 +198,8 @@ class Crew:
             raise Unfit("its first message was not hello")
         if not OLDEST <= message.version <= VERSION:
             raise Unfit(f"it speaks version {message.version}; this agent {OLDEST} to {VERSION}")
+        if len(message.generation) > 64:
+            raise Unfit("its generation has no name but a text")
         pid, uid, _ = channel.peer()
         if uid != self._proxy_uid:
             raise Unfit(f"it runs as uid {uid}; workers run as {self._proxy_uid}")
@@ -224,10 +237,35 @@ class Crew:
 
     def _provide(self, member: Member) -> None:
         """Two segments for a new stream, one spare for one that goes on."""
-        known = list_segments(self._streams / member.stream)
-        self._send_segment(member)
-        if not known:
+        if list_segments(self._streams / member.stream):
+            self._give_segment(member)  # on a full disk it keeps its sessions and goes on in what it has
+        else:
             self._send_segment(member)
+            self._send_segment(member)
+
+    def _give_segment(self, member: Member) -> None:
+        """A spare: now, or when the time has come and the disk has room."""
+        loop = asyncio.get_running_loop()
+        if member.segment_timer is not None:
+            return
+        if loop.time() >= member.segment_due:
+            member.segment_due = loop.time() + SEGMENT_EVERY
+            try:
+                if not self._has_unused(member):
+                    self._send_segment(member)
+                    return
+            except OSError as error:
+                print(f"vecward: no new segment: {error.strerror}", file=sys.stderr, flush=True)
+
+        def again() -> None:
+            member.segment_timer = None
+            self._give_segment(member)
+
+        member.segment_timer = loop.call_at(member.segment_due, again)
+
+    def _has_unused(self, member: Member) -> bool:
+        last = list_segments(self._streams / member.stream)[-UNUSED_SEGMENTS:]
+        return len(last) == UNUSED_SEGMENTS and not any(path.stat().st_size for _, path in last)
 
     def _send_segment(self, member: Member) -> None:
         folder = self._streams / member.stream
@@ -249,9 +287,9 @@ class Crew:
             case Present():
                 self._owner.present(member, message)
             case NeedSegment():
-                self._send_segment(member)
+                self._give_segment(member)
             case Counters():
-                member.counters, member.sessions = message.values, message.sessions
+                member.counters, member.sessions = _bounded(message.values), message.sessions
             case Ended():
                 self._ended(member, message)
             case _:
@@ -317,6 +355,8 @@ class Crew:
                 return
 
     def _leave(self, member: Member) -> None:
+        if member.segment_timer is not None:
+            member.segment_timer.cancel()
         if self.members.get(member.slot) is member:
             del self.members[member.slot]
             for guard in member.listening:
@@ -339,3 +379,13 @@ class Crew:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _bounded(values: dict[str, int]) -> dict[str, int]:
+    """Counters as the agent keeps them. Raises Unfit: one that lies must not stop the signing of all."""
+    if len(values) > MAX_COUNTERS:
+        raise Unfit(f"{len(values)} counters; at most {MAX_COUNTERS}")
+    for name, value in values.items():
+        if len(name) > 64 or not name.isidentifier() or not 0 <= value <= MAX_COUNT:
+            raise Unfit("a counter that is none")
+    return values

@@ -203,11 +203,25 @@ class Steering:
     def _own(self, fd: int) -> None:
         duplicate = socket.socket(fileno=os.dup(fd))
         try:
+            self._check_listener(duplicate)
             place = PLACE.pack(self.netns, ANY_ADDRESS, duplicate.getsockname()[1], 0)
             self._put("own_ports", place, _U64.pack(socket_cookie(duplicate)))
         finally:
             duplicate.close()
         self.mark_listener(fd)
+
+    def _check_listener(self, sock: socket.socket) -> None:
+        """SYNs to its port will be dropped, whatever their address: it must be nobody else's port. A worker
+        that lies could otherwise shut any port of the host, with a socket of a namespace of its own or one
+        that leaves the other family free."""
+        if sock.type != socket.SOCK_STREAM or sock.family not in (socket.AF_INET, socket.AF_INET6):
+            raise SteeringError("a listener that is no TCP socket")
+        wildcard = sock.getsockname()[0] in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
+        both = sock.family == socket.AF_INET or not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) or not wildcard or not both:
+            raise SteeringError("a listener that does not listen on every address")
+        if netns_cookie_of(sock) != self.netns:
+            raise SteeringError("a listener of another network namespace")
 
     def _workers(self, guard: int) -> int:
         return max(self.listeners(guard), default=-1) + 1

@@ -449,6 +449,87 @@ def test_a_worker_gets_further_segments_and_word_of_its_own_stream_alone(tmp_pat
     run(story)
 
 
+def test_a_worker_that_goes_on_with_its_stream_keeps_its_sessions_when_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a spare it goes on in the segment it has, and gets one when there is room again."""
+    monkeypatch.setattr(crew_module, "SEGMENT_EVERY", 0.01)
+    full = True
+
+    def create(folder: Path, number: int) -> Any:
+        if full:
+            raise OSError(28, "No space left on device")
+        return create_segment(folder, number)
+
+    async def story() -> None:
+        nonlocal full
+        async with yard(tmp_path) as here:
+            stream = new_stream_id()
+            create_segment(here.streams / stream, 1).close()
+            monkeypatch.setattr(crew_module, "create_segment", create)
+            peer = await here.join("q", stream=stream)
+            peer.say(NeedSegment())
+            await asyncio.sleep(0.05)
+            assert not peer.closed
+            assert peer.of(Segment) == []
+            full = False
+            await until(lambda: peer.of(Segment))
+            await turns()
+            assert [segment.number for segment in peer.of(Segment)] == [2]
+
+    run(story)
+    assert "no new segment: No space left on device" in capsys.readouterr().err
+
+
+def test_a_worker_that_floods_gets_no_more_segments_than_it_could_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew_module, "SEGMENT_EVERY", 0.001)
+
+    async def story() -> None:
+        async with yard(tmp_path) as here:
+            peer = await here.join()
+            for _ in range(200):
+                peer.say(NeedSegment())
+                await asyncio.sleep(0.0005)
+            folder = here.streams / peer.of(Welcome)[0].stream
+            assert len(list_segments(folder)) == crew_module.UNUSED_SEGMENTS
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"a": 2**63}, {"a": -1}, {"a" * 65: 1}, {"a b": 1}, {f"a{n}": 1 for n in range(257)}],
+    ids=["huge", "negative", "long", "no name", "many"],
+)
+def test_counters_that_could_not_be_signed_end_their_worker(tmp_path: Path, values: dict[str, int]) -> None:
+    async def story() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        async with yard(tmp_path) as here:
+            peer = await here.join()
+            peer.say(Counters({"accepted": 3}, 1))
+            await until(lambda: here.crew.members[0].counters == {"accepted": 3})
+            peer.say(Counters(values, 1))
+            await until(lambda: peer.closed)
+            assert here.crew.members == {}
+
+    run(story)
+
+
+def test_who_says_nothing_does_not_keep_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew_module, "HELLO_TIMEOUT", 0.05)
+
+    async def story() -> None:
+        async with yard(tmp_path) as here:
+            worker, silent = await here.join(), here.connect()
+            await until(lambda: silent.closed)
+            await asyncio.sleep(0.1)
+            assert not worker.closed
+
+    run(story)
+
+
 def test_a_waiting_connection_goes_to_the_worker_with_the_fewest(tmp_path: Path) -> None:
     async def story() -> None:
         async with yard(tmp_path) as here:
