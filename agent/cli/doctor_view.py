@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
-from agent.cli.output import clean, console
+from agent.cli.output import clean, console, count
 from agent.cli.settings import Settings
 from agent.kernel.doctor import Check, checks
 
@@ -84,7 +84,7 @@ def _place_checks(config: object) -> Iterator[Check]:
         files = policy_files(config)
         lost = None if files or not config.guards else "in enforce nothing is allowed without a rule"
         yield Check(
-            f"policy: {len(files)} files",
+            f"policy: {count(len(files), 'file')}",
             lost is None,
             lost,
             None if lost is None else "write one, or stay in observe",

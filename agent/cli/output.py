@@ -69,6 +69,11 @@ def console(stderr: bool = False) -> Console:
     return Console(file=stream, width=width, markup=False, emoji=False, highlight=False, soft_wrap=False)
 
 
+def count(number: int, noun: str) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def utc(ns: int | None, digits: int = 3) -> str | None:
     """RFC 3339 UTC of nanoseconds since 1970, like ``2026-11-23T18:37:46.123Z``."""
     if ns is None:

@@ -14,7 +14,7 @@ from rich.text import Text
 from agent.cli.asking import asking
 from agent.cli.output import Column, clean, clock, console, emit_line, span, table, text, verdict_text
 from agent.cli.settings import Settings, dir_option, json_option, not_in_this_build, pass_settings
-from agent.cli.show import numbers, outcome_text, print_identity
+from agent.cli.show import changes, numbers, outcome_text, print_identity
 from agent.cli.whole import print_body
 from agent.evidence.replay import Hit, Step, hits, pause, steps
 from agent.evidence.views import Exchange, Session, stamp
@@ -155,8 +155,11 @@ def _print_question(exchange: Exchange, screen: Console, bodies: bool) -> None:
     verdict = Text(" " * 14).append_text(verdict_text(exchange.verdict, exchange.would))
     if exchange.rule:
         verdict.append(f" by {clean(exchange.rule)}", style="dim")
-    if exchange.message:
+    # An allow's message only names the rule again.
+    if exchange.message and (exchange.verdict != "allow" or exchange.would):
         verdict.append_text(text(f": {exchange.message}"))
+    for hit in exchange.trace.get("hits") or ():
+        verdict.append_text(text(f"; {hit['rule']} ({hit['mode']}) would {hit['would']}", "yellow"))
     screen.print(verdict)
     if bodies:
         print_body(exchange.request, screen, "not recorded")
@@ -168,12 +171,8 @@ def _print_answer(item: Step, exchange: Exchange, screen: Console, bodies: bool)
     line.append_text(text(f" after {span(exchange.took)}" if exchange.took is not None else "", "dim"))
     if reason and reason != exchange.message:
         line.append_text(text(f" ({reason})", "yellow"))
-    if exchange.masks:
-        line.append_text(
-            text(
-                "  masked: " + ", ".join(f"{m.count}× {m.what} ({m.how})" for m in exchange.masks), "magenta"
-            )
-        )
+    if changed := changes(exchange, how=True):
+        line.append_text(text(f"  {changed}", "magenta"))
     screen.print(line)
     found = hits(exchange)
     if bodies:

@@ -9,7 +9,7 @@ import click
 
 from agent.cli.asking import asking
 from agent.cli.filters import filter_options
-from agent.cli.output import Column, console, day_time, emit_json, table, text
+from agent.cli.output import Column, console, count, day_time, emit_json, table, text
 from agent.cli.sessions import program, who
 from agent.cli.settings import Settings, dir_option, json_option, pass_settings
 from agent.evidence.filter import Filter
@@ -22,7 +22,7 @@ COLUMNS: tuple[Column[Sighting], ...] = (
     Column("unit", lambda x: x.session.unit or x.session.user_unit or x.session.container, drop=3),
     Column("client", lambda x: x.session.client_addr, drop=4),
     Column("collection", lambda x: ", ".join(x.collections) or None),
-    Column("times", lambda x: x.count, right=True, keep=True),
+    Column("times", lambda x: x.count, right=True, keep=True, drop=1),
     Column("first (UTC)", lambda x: day_time(stamp(x.first_at)), keep=True),
     Column("last (UTC)", lambda x: day_time(stamp(x.last_at)), keep=True, drop=2),
     Column("session", lambda x: x.session.session, keep=True, style="bold"),
@@ -68,8 +68,8 @@ def seen(settings: Settings, identifier: str, wanted: Filter, every: bool) -> No
         }
         screen.print(
             text(
-                f"{len(subjects)} subject{'s' if len(subjects) > 1 else ''}, {len(found)} sessions, "
-                f"{sum(s.count for s in found)} answers held {identifier}"
+                f"{count(len(subjects), 'subject')}, {count(len(found), 'session')}, "
+                f"{count(sum(s.count for s in found), 'answer')} held {identifier}"
             )
         )
 

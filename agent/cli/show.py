@@ -39,10 +39,19 @@ def outcome_text(exchange: Exchange) -> Text:
     return text(exchange.outcome + status, STYLES.get(exchange.outcome, ""))
 
 
-def masks_text(exchange: Exchange) -> Text:
-    if not exchange.masks:
-        return text("·", "dim")
-    return text(", ".join(f"{m.count}× {m.what}" for m in exchange.masks), "magenta")
+def changes(exchange: Exchange, how: bool = False) -> str:
+    """What policy changed in it: what was masked, how far it was cut, that embeddings were not asked for."""
+    masked = ", ".join(f"{m.count}× {m.what}{f' ({m.how})' if how else ''}" for m in exchange.masks)
+    made = [f"masked: {masked}"] if masked else []
+    made += [f"{cut['name']} cut to {cut['value']}" for cut in exchange.trace.get("clamps") or ()]
+    if exchange.vectors and exchange.trace.get("vectors") is False and exchange.verdict == "allow":
+        made.append("no embeddings")
+    return "; ".join(made)
+
+
+def changes_text(exchange: Exchange) -> Text:
+    made = changes(exchange).removeprefix("masked: ")
+    return text(made, "magenta") if made else text("·", "dim")
 
 
 EXCHANGES: tuple[Column[Exchange], ...] = (
@@ -51,11 +60,11 @@ EXCHANGES: tuple[Column[Exchange], ...] = (
     Column("took", lambda e: span(e.took), right=True, drop=100, keep=True),
     Column("action", lambda e: ", ".join(e.actions) or None),
     Column("collection", lambda e: ", ".join(e.collections) or None),
-    Column("method", lambda e: e.method, drop=140),
+    Column("method", lambda e: e.method, drop=140, least=32),
     Column("verdict", lambda e: verdict_text(e.verdict, e.would), keep=True),
     Column("rule", lambda e: e.rule, drop=90),
     Column("rows", lambda e: e.rows, right=True, keep=True),
-    Column("masked", masks_text, drop=110),
+    Column("changed", changes_text, drop=110, least=18),
     Column("outcome", outcome_text, fold=True, least=14),
     Column("answer", lambda e: size(e.response.bytes), right=True, drop=120, keep=True),
 )

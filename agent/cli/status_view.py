@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from agent.cli.output import Column, clean, console, size, table
+from agent.cli.output import Column, clean, console, count, size, table
 
 
 def show_status(document: dict[str, Any]) -> None:
@@ -76,7 +76,10 @@ def _coverage(screen: Console, coverage: dict[str, int]) -> None:
 
 def _policy(screen: Console, policy: dict[str, Any]) -> None:
     screen.print(
-        Text(f"policy: {policy['hash'][:12]}, {policy['rules']} rules from {len(policy['files'])} files")
+        Text(
+            f"policy: {policy['hash'][:12]}, {count(policy['rules'], 'rule')} from "
+            f"{count(len(policy['files']), 'file')}"
+        )
     )
     if policy["problem"]:
         screen.print(Text("the last reload was refused; the policy above stays:", style="bold red"))

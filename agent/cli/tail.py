@@ -15,7 +15,7 @@ from agent.cli.filters import filter_options
 from agent.cli.output import clean, clock, console, emit_line, text, verdict_text
 from agent.cli.sessions import program
 from agent.cli.settings import Settings, dir_option, json_option, pass_settings
-from agent.cli.show import outcome_text
+from agent.cli.show import changes, outcome_text
 from agent.evidence.archive import Place
 from agent.evidence.filter import Filter
 from agent.evidence.query import Query
@@ -81,10 +81,8 @@ def _emit(settings: Settings, session: Session | None, exchange: Exchange, scree
     line.append_text(text(f"{','.join(exchange.actions)}{f' {where}' if where else ''} "))
     line.append_text(outcome_text(exchange))
     line.append(f" {exchange.rows} rows" if exchange.rows else "")
-    if exchange.masks:
-        line.append_text(
-            text(" masked " + ", ".join(f"{m.count}× {m.what}" for m in exchange.masks), "magenta")
-        )
+    if changed := changes(exchange):
+        line.append_text(text(f" {changed}", "magenta"))
     if exchange.rule and exchange.verdict != "allow":
         line.append(f" [{clean(exchange.rule)}]", style="dim")
     screen.print(line, soft_wrap=True)

@@ -197,10 +197,10 @@ class _Page:
         )
 
     def _asked(self, x: Exchange) -> str:
-        head = [(f"  {name}", value) for name, value in x.request.head.items()]
+        head = [(f"  {name}", value or None) for name, value in x.request.head.items()]
         return self.facts(
             [
-                ("Method", x.method),
+                ("Operation", x.method),
                 ("Most rows", x.top_k),
                 ("Offset", x.offset),
                 ("Query vectors", x.queries or None),

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from agent.cli.main import main
+from agent.evidence.frames import LimitPart
 from tests.unit.evidence.sample import Stream, answered, asked, ended, opened, story
 
 EVIL = "\x1b[2J\x1b]0;pwned\x07\u202e[red]evil[/]"
@@ -91,6 +92,21 @@ def test_an_exchange_that_is_not_there_is_exit_1(folder: Path) -> None:
     result = call(folder, "show", "5e551001", "-n", "9")
     assert result.exit_code == 1
     assert "it has 3" in result.stderr
+
+
+def test_what_was_cut_and_left_out_is_told_like_what_was_masked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    stream = Stream(tmp_path / "evidence")
+    cut = asked("s1cut0001", 1, clamps=[LimitPart("top_k", 5, "clamp", "rag-app")], vectors=False)
+    cut.op.vectors = True
+    stream.block(opened("s1cut0001"), cut, answered("s1cut0001", 1), ended("s1cut0001"))
+    for command in (("tail",), ("replay", "s1cut0001")):
+        out = good(tmp_path / "evidence", *command)
+        assert "masked: 2× pii:email" in out
+        assert "; top_k cut to 5; no embeddings" in out
+    assert "2× pii:email; top_k" in good(tmp_path / "evidence", "show", "s1cut0001")
 
 
 def test_replay_tells_the_session_as_it_happened(folder: Path) -> None:
