@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from agent.evidence.recorder import Presented, Recorder
 from agent.evidence.segment import SegmentFile
 from agent.messages import NeedSegment, Present, Segment, Welcome, WorkerMessage
 
+CLOSE_TIMEOUT = 2.0  # seconds a disk may take for the last frames
 Spawn = Callable[[Coroutine[Any, Any, None]], None]
 
 
@@ -93,10 +95,21 @@ class EvidenceStream:
         values = {f"evidence_{name}": value for name, value in self._recorder.counters().items()}
         return values | {"evidence_seq": self._recorder.seq, "evidence_lost": self._recorder.lost}
 
-    def close(self) -> None:
-        if self._recorder is not None:
-            self._recorder.close("stop")
-            self.present()
+    async def close(self) -> None:
+        """CLOSE, and the last presentation: a wanted stop leaves nothing unproven, also on a slow disk."""
+        if self._recorder is None:
+            return
+        presented = asyncio.Event()
+
+        def send(blocks: list[Presented]) -> None:
+            self._send_blocks(blocks)
+            presented.set()
+
+        self._recorder.close("stop")
+        self._recorder.present(send)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await presented.wait()
 
     def _send_blocks(self, blocks: list[Presented]) -> None:
         if blocks:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import secrets
 import signal
@@ -134,7 +135,8 @@ class Worker:
         subject = relay.subject
         if subject is None or held is None:
             raise RuntimeError("a session before its subject")
-        if self._tunnel(relay, subject) is not None:
+        tunnel = self.bind(subject, relay.guard.name).tunnel(relay.guard.engine, time.time())
+        if tunnel is not None and (subject.remote is None or _is_peer(relay, subject.remote)):
             relay.tunnelled = True
             return open_tunnel("a tunnel rule covers it")
         judge = SessionJudge(self, subject, relay.guard.name, time.time, self.report_bug)
@@ -262,7 +264,10 @@ class Worker:
         that no rule covers any more (what passes unread has no next request to be judged by).
         """
         held = self._server.find(relay.guard.name)
-        if held is None or (relay.guard.mode != held.settings.mode):
+        if held is None or (relay.guard.mode, relay.guard.engine) != (
+            held.settings.mode,
+            held.settings.engine,
+        ):
             relay.end("guard-changed")
             return
         if relay.subject is not None and held.settings.mode == "enforce" and not held.settings.off:
@@ -359,13 +364,21 @@ class Worker:
             relay.end("stopped")
         self._link.drop_questions()  # nothing may be recorded once the stream is closed
         if self._stream.is_begun:
-            self._stream.close()
-            await asyncio.sleep(0.02)  # the last presentation leaves before the socket closes
+            await self._stream.close()
         self._link.close()
         for task in (keeping, ticking, *self._tasks):
             task.cancel()
         await asyncio.gather(keeping, ticking, *self._tasks, return_exceptions=True)
         return 0
+
+
+def _is_peer(relay: Relay, remote: str) -> bool:
+    """Whether the configuration lists this address, for this port, among the guard's peers."""
+    address = ipaddress.ip_address(remote)
+    return any(
+        address in ipaddress.ip_network(network) and port in (None, relay.server_addr[1])
+        for network, port in relay.guard.peers
+    )
 
 
 def _subject_key(subject: Subject) -> tuple[Any, ...]:
