@@ -36,7 +36,8 @@ _SHORTEST: Final = 2 * DIGEST_MIN + 1  # bytes of that many
 _NUMERIC: Final = b"0123456789+-.eE, \t\r\n"
 _BUT_COMMAS: Final = _NUMERIC.replace(b",", b"")
 _ESCAPE: Final = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
-_STRING: Final = re.compile(rb'"((?:[^"\\]|\\.)*)"([ \t\r\n]*:)?', re.DOTALL)
+# Possessive: a repeat that could give back would hold 64 bytes of memory for each byte of a string.
+_STRING: Final = re.compile(rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"([ \t\r\n]*+:)?', re.DOTALL)
 _NEEDLESS: Final = frozenset(range(0x20, 0x7F)) - {0x22, 0x5C}  # code points no encoder must escape
 _STRINGS: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)  # an open one too: never read twice
 _BRACKETS: Final = bytes(b for b in range(256) if b not in b"[]{}")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -200,3 +201,13 @@ def test_deep_bodies_with_open_strings_are_refused_in_linear_time(unit: bytes) -
     with pytest.raises(BodyRefusal):
         StrictReader().read(raw)
     assert time.process_time() - started < 1.0
+
+
+def test_a_long_string_of_escapes_is_read_in_memory_of_its_own_size() -> None:
+    raw = b'{"text":"' + b"\\n" * 1_000_000 + b'"}'  # 130 MiB where the search may go back
+    tracemalloc.start()
+    try:
+        assert len(StrictReader().read(raw)["text"]) == 1_000_000
+        assert tracemalloc.get_traced_memory()[1] < 32 * 1024 * 1024
+    finally:
+        tracemalloc.stop()
