@@ -341,24 +341,28 @@ CONTROL_FRAMES = (
 AnyFrame = Frame | UnknownFrame
 
 
+_MOST = 2**63 - 1  # a client may ask for more rows than 64 bits can say; that it asked must be on record
+
+
 def operation_part(operation: Operation) -> OperationPart:
     fields = operation.fields
+    top_k, offset = operation.top_k, operation.offset
     return OperationPart(
         engine=operation.engine,
         guard=operation.guard,
         method=operation.method,
         actions=sorted(operation.actions),
         collections=sorted(operation.collections),
-        top_k=operation.top_k,
+        top_k=None if top_k is None else min(top_k, _MOST),
         unbounded=operation.unbounded,
-        offset=operation.offset,
+        offset=None if offset is None else min(offset, _MOST),
         vectors=operation.vectors,
         fields=None if fields is None else sorted(fields),
         probed=sorted(operation.probed) if operation.probed else [],
         thresholds=operation.thresholds,
         filtered=operation.filtered,
         carries_filter=operation.carries_filter,
-        queries=operation.queries,
+        queries=min(operation.queries, _MOST),
         rows=operation.rows,
         bytes=operation.bytes,
         partial=operation.partial,
