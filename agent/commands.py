@@ -112,7 +112,7 @@ class _Commands:
                 "a reason is needed, of at most 1000 characters", "--reason TEXT; it is signed in evidence"
             )
         seconds = request.get("seconds")
-        if seconds is not None and not 1 <= float(seconds) <= LONGEST_OFF:
+        if seconds is not None and (type(seconds) not in (int, float) or not 1 <= seconds <= LONGEST_OFF):
             raise ControlError("--for takes one second to seven days")
         named = self._named(request)
         for watched in named:

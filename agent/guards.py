@@ -33,7 +33,7 @@ class Watched:
 
     index: int
     guard: Guard
-    credential: tuple[tuple[str, str], ...] = ()
+    credential: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     off_until: float | None = None  # time.time(), FOREVER without an end
     off_reason: str = ""
     reserve: socket.socket | None = None

@@ -90,6 +90,10 @@ class GuardSettings(msgspec.Struct, frozen=True):
     peers: tuple[tuple[str, int | None], ...] = ()  # (network, guarded port or None for any)
     credential: tuple[tuple[str, str], ...] = ()  # headers to send upstream; held in memory only
 
+    def __repr__(self) -> str:
+        """Without the credential: a log or a traceback may show it."""
+        return f"GuardSettings({self.name!r}, {self.mode!r})"
+
 
 class Settings(msgspec.Struct, frozen=True):
     max_body: int
@@ -109,6 +113,10 @@ class Snapshot(Message, frozen=True, tag="snapshot"):
     policy: bytes  # the validated rules (policy.document), compiled by the worker
     settings: Settings
     hmac_key: bytes
+
+    def __repr__(self) -> str:
+        """Without the key."""
+        return f"Snapshot({self.version!r}, {self.guards!r})"
 
 
 class Segment(Message, frozen=True, tag="segment"):

@@ -67,10 +67,15 @@ class Server:
             self._served.pop(name).close()
         for name, settings in wanted.items():
             known = self._served.get(name)
-            if known is not None:
+            if known is not None and known.settings.engine == settings.engine:
                 known.settings = settings
                 continue
             engine = make_engine(settings.engine, name, hmac_key=hmac_key, clock=time.monotonic)
+            if (
+                known is not None
+            ):  # the listener stays; connections of the other engine are ended by the worker
+                known.settings, known.engine = settings, engine
+                continue
             self._served[name] = Served(settings, engine)
             self._spawn(self._listen(self._served[name]))
 
