@@ -24,6 +24,7 @@ _ROWS: Final = frozenset({"query", "search", "get"})
 _COLUMNS: Final = ("documents", "uris")
 _SCORES: Final = ("distances", "scores")
 _READ: Final = (*_COLUMNS, *_SCORES, "ids", "metadatas")  # every column but the vectors
+_HOLDS_ROWS: Final = frozenset({*_COLUMNS, *_SCORES, "metadatas", "embeddings"})
 
 
 class _Ids(msgspec.Struct):
@@ -79,6 +80,8 @@ def mask(
     if not 200 <= response.status < 300 or kind not in _ROWS:
         if 200 <= response.status < 300 and kind in ("conditional-get", "unknown"):
             raise Refusal("unproven-answer", "the answer of this request cannot be masked")
+        if kind in _ROWS:
+            _check_no_rows(response.body)
         return _mask_other(veil, response)
     veil.skip_text(response.body)
     if not (veil.reads_rows or verdict.filters) and (verdict.vectors or not _may_hold_vectors(response.body)):
@@ -101,6 +104,16 @@ def mask(
     taken = veil.masked()
     body = reading.write(tree) if taken or reading.changed else response.body
     return Answer(body, ids, rows, taken)
+
+
+def _check_no_rows(body: bytes) -> None:
+    """An error that holds rows is no error we know how to mask."""
+    try:
+        tree = msgspec.json.decode(body) if body else None
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return
+    if isinstance(tree, dict) and not _HOLDS_ROWS.isdisjoint(tree):
+        raise Refusal("unproven-answer", "the database's error holds rows")
 
 
 def _mask_other(veil: Veil, response: Response) -> Answer:

@@ -131,6 +131,8 @@ def mask(
     if ok and kind in _UNPROVEN:
         raise Refusal("unproven-answer", "the answer of this request cannot be masked")
     if not ok or kind not in _ROWS | _BARE:
+        if kind in _ROWS | _BARE:
+            _check_no_rows(response.body)
         return _mask_other(veil, response)
     veil.skip_text(response.body)
     if not (veil.reads_rows or verdict.filters) and (verdict.vectors or not _may_hold_vectors(response.body)):
@@ -286,6 +288,16 @@ def _mask_bare(
         result["scores"] = [veil.score(score) for score in scores]
     taken = veil.masked()
     return Answer(msgspec.json.encode(tree) if taken else response.body, (), rows, taken)
+
+
+def _check_no_rows(body: bytes) -> None:
+    """An error that holds a result is no error we know how to mask."""
+    try:
+        tree = msgspec.json.decode(body) if body else None
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return
+    if isinstance(tree, dict) and tree.get("result") is not None:
+        raise Refusal("unproven-answer", "the database's error holds a result")
 
 
 def _mask_other(veil: Veil, response: Response) -> Answer:

@@ -151,3 +151,10 @@ def test_a_value_that_stands_where_an_allowed_field_has_its_parent_goes(value: A
     body = {"ids": ["a"], "metadatas": [{"address": value}]}
     tree, _ = masked(engine("chroma"), GET, verdict(fields=frozenset({"address.city"})), answer(body))
     assert tree["metadatas"][0]["address"] in (None, [])
+
+
+@pytest.mark.parametrize(("call", "body"), SHAPES)
+@pytest.mark.parametrize("status", [302, 400, 500])
+def test_rows_under_a_status_of_an_error_are_not_released(call: Any, body: Any, status: int) -> None:
+    with pytest.raises(Refusal):
+        masked(engine("chroma"), call, STRICT, answer(body, status))

@@ -251,3 +251,14 @@ def test_a_score_near_zero_tells_no_more_digits_where_the_norm_is_not_known(path
     tree, _ = masked(engine("qdrant"), call, verdict(masks=(mask(scores=2),)), answer({"result": result}))
     got = tree["result"]["points"] if path == "query" else tree["result"]
     assert got[0]["score"] == 0.0
+
+
+@pytest.mark.parametrize("status", [302, 400, 500])
+def test_rows_under_a_status_of_an_error_are_not_released(status: int) -> None:
+    call = request("POST", "/collections/docs/points/scroll", {})
+    body = {"result": {"points": [{"id": 1, "payload": {"ssn": "1"}}]}}
+    decided = verdict(masks=(mask(field="payload.ssn"),))
+    with pytest.raises(Refusal):
+        masked(engine("qdrant"), call, decided, answer(body, status))
+    error = {"result": None, "status": {"error": "Not found"}, "time": 0.1}
+    assert masked(engine("qdrant"), call, decided, answer(error, status))[0] == error
