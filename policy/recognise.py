@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from policy.model import MaskAs
 
 MAX_TEXT = 8 * 1024 * 1024
 """Characters of one text that are searched (some 50 ms); a longer one is redacted whole."""
+MAX_AT_ONCE = 16 * 1024
+"""Bytes of a document that is searched before its texts are."""
 MAX_DEPTH = 64
 """Nesting of a value that is walked; what lies deeper is redacted whole."""
 
@@ -32,12 +35,17 @@ Validator = Callable[[str], int | None]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of data: `validate` says how much of a match is it; `canonical` is what is hashed."""
+    """One kind of data: `validate` says how much of a match is it; `canonical` is what is hashed.
+
+    `needs`: characters (as in a regular expression's class) of which every match has at least one; a text
+    without any is not searched. Empty: nothing is known.
+    """
 
     name: str
     pattern: str
     validate: Validator
     canonical: Callable[[str], str]
+    needs: str
 
 
 def _whole(match: str) -> int | None:
@@ -147,26 +155,30 @@ KINDS = {
             r"|\beyJ[A-Za-z0-9_\-]{8,}\.eyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]*",
             _whole,
             _same,
+            "",
         ),
         Kind(
             "email",
             r"[\pL\pN.!#$%&'*+/=?^_`{|}~\-]+@(?:[\pL\pN](?:[\pL\pN\-]*[\pL\pN])?\.)+[\pL][\pL\pN\-]*[\pL\pN]",
             _whole,
             str.lower,
+            "@",
         ),
         Kind(
             "iban",
             r"\b[A-Za-z]{2}[0-9]{2}(?:[ \-]?[A-Za-z0-9]{1,4}){3,12}",
             _iban,
             _alnum,
+            "0-9",
         ),
-        Kind("credit_card", r"\b[2-6](?:[ \-.]?[0-9]){12,18}\b", _card, _alnum),
-        Kind("us_ssn", r"\b[0-9]{3}[ \-][0-9]{2}[ \-][0-9]{4}\b", _ssn, _alnum),
+        Kind("credit_card", r"\b[2-6](?:[ \-.]?[0-9]){12,18}\b", _card, _alnum, "0-9"),
+        Kind("us_ssn", r"\b[0-9]{3}[ \-][0-9]{2}[ \-][0-9]{4}\b", _ssn, _alnum, "0-9"),
         Kind(
             "ip",
             r"\b[0-9]{1,3}(?:\.[0-9]{1,3}){3}\b|(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f.]{0,15}",
             _address,
             str.lower,
+            "0-9:",
         ),
         Kind(
             "phone",
@@ -174,6 +186,7 @@ KINDS = {
             r"|\(?\b[2-9][0-9]{2}\)?[ .\-][0-9]{3}[ .\-][0-9]{4}\b",
             _phone,
             _alnum,
+            "0-9",
         ),
     )
 }
@@ -192,13 +205,21 @@ class Recogniser:
             (kind, re2.compile(kind.pattern.encode())) for kind in self._kinds
         ]
         any_of = "|".join(f"(?:{kind.pattern})" for kind in self._kinds)
-        self._any: Any = re2.compile(any_of)
-        self._any_bytes: Any = re2.compile(any_of.encode())
+        self._any: Any = re2.compile(any_of.encode())
+        # A search by re2 costs microseconds however short the text; most texts of an answer hold nothing.
+        needs = [kind.needs for kind in self._kinds]
+        self._needed = re.compile(f"[{''.join(needs)}]".encode() if all(needs) else b"")
+        self._needs_at = set(needs) == {"@"}
 
     def may_contain(self, data: bytes) -> bool:
         """False: no text in this JSON (or plain) document can hold any of the kinds."""
         # A \u escape can spell any character, so that the bytes need not look like the text.
-        return b"\\u" in data or self._any_bytes.search(data) is not None
+        if b"\\" in data and b"\\u" in data:
+            return True
+        if self._lacks_all(data):
+            return False
+        # In a large one each text is looked at for itself anyway, and its numbers need not be.
+        return len(data) > MAX_AT_ONCE or self._any.search(data) is not None
 
     def redact(self, text: str, how: MaskAs, key: bytes) -> tuple[str, dict[str, int]]:
         """The text with each finding replaced, and how many of each kind there were.
@@ -209,12 +230,16 @@ class Recogniser:
         if len(text) > MAX_TEXT:
             return REDACTED, {"oversize": 1}
         try:
-            if self._any.search(text) is None:
-                return text, {}
             data = text.encode()
-            spans = self._spans(data)
         except UnicodeError:  # lone surrogates: no text that we could search
             return REDACTED, {"unreadable": 1}
+        if self._lacks_all(data):
+            return text, {}
+        if len(self._each) > 1 and self._any.search(data) is None:
+            return text, {}
+        spans = self._spans(data)
+        if not spans:
+            return text, {}
         pieces: list[str] = []
         counts: Counter[str] = Counter()
         end = 0
@@ -242,12 +267,13 @@ class Recogniser:
                 masked, counts = self.redact(str(int(value)), how, key)
                 return (masked, counts) if counts else (value, {})
             case list() | tuple():
-                items, found = [], Counter[str]()
+                items: list[object] = []
+                found: dict[str, int] = {}
                 for item in value:
                     masked_item, counts = self.redact_value(item, how, key, depth + 1)
                     items.append(masked_item)
-                    found.update(counts)
-                return items, dict(found)
+                    _add(found, counts)
+                return items, found
             case dict():
                 return self._redact_object(value, how, key, depth)
             case _:
@@ -257,13 +283,17 @@ class Recogniser:
         self, value: dict[object, object], how: MaskAs, key: bytes, depth: int
     ) -> tuple[object, dict[str, int]]:
         masked: dict[str, object] = {}
-        found: Counter[str] = Counter()
+        found: dict[str, int] = {}
         for name, inner in value.items():
             shown, counts = self.redact(str(name), how, key)
-            found.update(counts)
+            _add(found, counts)
             masked[shown], counts = self.redact_value(inner, how, key, depth + 1)
-            found.update(counts)
-        return masked, dict(found)
+            _add(found, counts)
+        return masked, found
+
+    def _lacks_all(self, data: bytes) -> bool:
+        """True: no character that a match needs is there. A single one is found at the speed of memory."""
+        return b"@" not in data if self._needs_at else self._needed.search(data) is None
 
     def _spans(self, data: bytes) -> list[tuple[int, int, Kind]]:
         """Findings in order, by bytes; overlapping ones are joined under the kind that begins first."""
@@ -286,6 +316,11 @@ class Recogniser:
             else:
                 joined.append((start, stop, kind))
         return joined
+
+
+def _add(found: dict[str, int], counts: dict[str, int]) -> None:
+    for name, count in counts.items():
+        found[name] = found.get(name, 0) + count
 
 
 def _first_run(match: str) -> int:

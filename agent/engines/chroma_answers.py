@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from agent.engines.chroma_rewrite import carries
-from agent.engines.splice import read_answer
+from agent.engines.splice import open_numbers, read_answer
 from agent.engines.veil import Veil
 from agent.protocols.http import Answer, Refusal, Response
 from policy.model import Verdict
@@ -89,7 +89,7 @@ def mask(
             return Answer(response.body, *_read_seen(kind, response.body))
         except (msgspec.DecodeError, ValueError, RecursionError):
             pass  # not of the known form: what follows says how
-    reading = read_answer(response.body, opens_numbers=veil.reads_text)
+    reading = read_answer(response.body)
     tree = reading.tree
     if not isinstance(tree, dict) or not isinstance(tree.get("ids"), list):
         raise Refusal("unproven-answer", "the database's answer is not of the known form")
@@ -97,6 +97,8 @@ def mask(
     _open_columns(tree, nested)
     _check_filter(verdict, tree, nested)
     _strip_vectors(verdict, veil, tree)
+    if reading.cut and veil.reads_text:
+        tree = open_numbers(tree)  # those that stay may be read as text
     _mask_columns(veil, tree, nested)
     if veil.reads_scores:
         _coarsen(veil, tree, norms() if nested else [])

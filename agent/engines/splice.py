@@ -83,7 +83,8 @@ def read_answer(raw: bytes, *, opens_numbers: bool = False) -> Reading:
 
     Raises Refusal when it is not JSON.
     """
-    if not opens_numbers and b"NaN" not in raw:
+    # One byte is found at the speed of memory, three are not.
+    if not opens_numbers and (b"N" not in raw or b"NaN" not in raw):
         pieces, cuts = cut_answer(raw)
         if cuts:
             restorer = _Restorer(cuts)
@@ -96,4 +97,12 @@ def read_answer(raw: bytes, *, opens_numbers: bool = False) -> Reading:
     try:
         return Reading(msgspec.json.decode(raw), 0)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise Refusal("unproven-answer", "the database's answer is not JSON") from error
+
+
+def open_numbers(tree: Any) -> Any:
+    """The tree with every cut array read. Raises Refusal when one is not JSON."""
+    try:
+        return msgspec.json.decode(msgspec.json.encode(tree))
+    except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
         raise Refusal("unproven-answer", "the database's answer is not JSON") from error
