@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker does with the connections it has when the policy changes."""
+"""The worker's own rules: who may connect, what is counted, and what a change of policy ends."""
 
 from __future__ import annotations
 
+import asyncio
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,53 +12,226 @@ from typing import Any
 
 import pytest
 
-from agent.worker import Worker
+from agent.link import AgentGone
+from agent.messages import Settings, Snapshot
+from agent.relay import Refuse
+from agent.worker import ALPHABET, Worker, new_session_id
+from policy.compile import encode_rules
+from policy.model import Attribution, Subject
 from tests.unit.agent.side import SUBJECT, guard
-from tests.unit.policy.tables import policy
+from tests.unit.agent.turning import run
 
-TUNNEL = "  - {id: own, who: {self: true}, what: {guard: q}, tunnel: true}\n"
-SEARCH = "  - {id: search, who: {uid: 1000}, what: {action: search}, allow: true}\n"
-DENY = "  - {id: none, what: {guard: q, action: snapshot}, deny: no copies}\n"
-OTHER = "  - {id: other, who: {uid: 2}, what: {action: search}, allow: true}\n"
+NOBODY = Subject(Attribution.UNATTRIBUTED, null_reason={"pid": "no record"})
+REMOTE = Subject(Attribution.REMOTE, remote="192.0.2.7")
 
 
-class Watched:
-    """As much of a relay as a worker looks at."""
+class Connection:
+    """A relay as the worker sees it."""
 
-    def __init__(self) -> None:
-        self.guard = guard()
-        self.subject = replace(SUBJECT, is_self=True)
+    def __init__(
+        self, subject: Subject | None, mode: Any = "enforce", name: str = "s1", **changes: Any
+    ) -> None:
+        self.id = name
+        self.subject = subject
+        self.guard = guard(mode, **changes)
+        self.enforcing = mode == "enforce"
+        self.admitted = False
         self.tunnelled = False
+        self.client_addr, self.server_addr = ("127.0.0.1", 5), ("127.0.0.1", 6333)
+        self.accepted: int | None = 1
         self.ended: list[str] = []
 
     def end(self, reason: str) -> None:
         self.ended.append(reason)
 
 
-def reloaded(monkeypatch: pytest.MonkeyPatch, before: str, after: str) -> list[str]:
-    """Why a connection that was opened under one policy is ended by another."""
-    worker = Worker(Path("/nowhere"), "g")
-    relay: Any = Watched()
-    held = SimpleNamespace(settings=relay.guard, engine=None)
-    monkeypatch.setattr(worker._server, "find", lambda name: held)
-    monkeypatch.setattr(worker, "_settings", lambda: SimpleNamespace(max_body=1))
-    worker._policy = policy(before)
-    worker.open_protocol(relay)
-    worker._policy = policy(after)
-    worker._recheck(relay)
-    ended: list[str] = relay.ended
-    return ended
+def snapshot(**changes: Any) -> Snapshot:
+    settings = Settings(1024, 2, 2, 60.0, 60.0, "strict", "masked")
+    values = {
+        "version": "1",
+        "guards": (),
+        "policy": encode_rules(()),
+        "settings": settings,
+        "hmac_key": b"k" * 32,
+    }
+    return Snapshot(**{**values, **changes})
 
 
-@pytest.mark.parametrize("after", [SEARCH, SEARCH + TUNNEL + DENY])
-def test_a_tunnel_ends_when_no_rule_covers_it_any_more(monkeypatch: pytest.MonkeyPatch, after: str) -> None:
-    assert reloaded(monkeypatch, SEARCH + TUNNEL, after) == ["tunnel-withdrawn"]
+def worker() -> Any:
+    """A worker with a snapshot, as its agent gave it; it is not connected to anything."""
+    made: Any = Worker(Path("/nonexistent/worker.sock"), "g")
+    made._take_snapshot(snapshot())
+    return made
 
 
-def test_a_tunnel_that_is_still_covered_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert reloaded(monkeypatch, TUNNEL, SEARCH + TUNNEL) == []
+def refused(made: Any, connection: Connection) -> str:
+    with pytest.raises(Refuse) as found:
+        made.admit(connection)
+    return found.value.reason
 
 
-def test_a_connection_that_is_read_goes_on_under_new_rules(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert reloaded(monkeypatch, SEARCH, SEARCH + DENY) == []
-    assert reloaded(monkeypatch, SEARCH, OTHER) == ["no-rights-left"]
+def test_session_ids_sort_by_time_and_have_nothing_to_misread() -> None:
+    ids = [new_session_id(ms, rest) for ms, rest in ((1, 2**32 - 1), (2, 0), (2**48 - 1, 5))]
+    assert ids == sorted(ids)
+    assert all(len(name) == 16 and set(name) <= set(ALPHABET) for name in ids)
+    assert not set("ilou") & set(ALPHABET)
+
+
+def test_who_has_no_name_is_refused_in_enforce_and_passes_in_observe_and_off() -> None:
+    async def story() -> None:
+        made = worker()
+        assert refused(made, Connection(NOBODY)) == "unattributed"
+        assert refused(made, Connection(None, "observe")) == "unattributed"
+        made.admit(Connection(NOBODY, "observe"))
+        made.admit(Connection(NOBODY, off=True))
+
+    run(story)
+
+
+def test_a_caller_of_another_host_is_refused_where_the_guard_says_so() -> None:
+    async def story() -> None:
+        made = worker()
+        assert refused(made, Connection(REMOTE, "observe", remote="refuse")) == "remote"
+        made.admit(Connection(REMOTE, remote="judge"))
+
+    run(story)
+
+
+def test_the_proxys_own_connection_is_never_relayed() -> None:
+    async def story() -> None:
+        own = replace(SUBJECT, pid=os.getpid())
+        for mode in ("observe", "enforce"):
+            assert refused(worker(), Connection(own, mode)) == "loop"
+
+    run(story)
+
+
+def test_connections_of_one_process_are_bounded_and_counted_until_they_end() -> None:
+    async def story() -> None:
+        made = worker()
+        relays = [Connection(SUBJECT, name=f"s{n}") for n in range(3)]
+        for one in relays[:2]:
+            made.admit(one)
+            one.admitted = True
+            made._relays[one.id] = one
+        assert refused(made, relays[2]) == "too-many-connections"
+        made.admit(Connection(SUBJECT, "observe"))  # counted, and never refused
+        made.admit(Connection(replace(SUBJECT, start_time=8)))  # another process of that pid
+        made.forget(relays[0])
+        made.forget(relays[0])
+        assert made._subjects[SUBJECT.pid, SUBJECT.start_time, None] == 2, "an end counts once"
+
+    run(story)
+
+
+def test_a_connection_that_was_refused_gives_no_place_back() -> None:
+    async def story() -> None:
+        made = worker()
+        one = Connection(SUBJECT)
+        made.admit(one)
+        late = Connection(SUBJECT, name="s2")
+        made._relays["s2"] = late
+        made.forget(late)
+        assert made._subjects[SUBJECT.pid, SUBJECT.start_time, None] == 1
+
+    run(story)
+
+
+@pytest.mark.parametrize(("mode", "passes"), [("observe", True), ("enforce", False)])
+def test_without_an_agent_enforce_refuses_and_observe_goes_on_without_a_name(
+    monkeypatch: pytest.MonkeyPatch, mode: str, passes: bool
+) -> None:
+    async def gone(question: Any) -> Subject:
+        raise AgentGone("the agent did not say within 5 s who connected")
+
+    async def story() -> None:
+        made = worker()
+        monkeypatch.setattr(made._link, "identify", gone)
+        if passes:
+            subject = await made.identify(Connection(None, mode))
+            assert subject.attribution is Attribution.UNATTRIBUTED
+            assert made._counters["unattributed_agent_unreachable"] == 1
+        else:
+            with pytest.raises(Refuse) as found:
+                await made.identify(Connection(None, mode))
+            assert found.value.reason == "agent-unreachable"
+
+    run(story)
+
+
+def test_a_guard_that_is_not_known_any_more_enforces() -> None:
+    async def story() -> None:
+        made = worker()
+        assert made.guard_mode("gone") == (True, False)
+        assert not made.evidence_stands(), "no stream, no evidence"
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "ended"),
+    [
+        (guard("observe"), guard("enforce"), ["guard-changed"]),
+        (guard("observe"), None, ["guard-changed"]),
+        (guard("observe"), guard("observe", engine="chroma"), ["guard-changed"]),
+        (guard("observe"), guard("observe"), []),
+        (guard("enforce"), guard("enforce"), ["no-rights-left"]),
+        (guard("enforce"), guard("enforce", off=True), []),
+    ],
+)
+def test_a_change_ends_sessions_it_leaves_no_ground_for(
+    monkeypatch: pytest.MonkeyPatch, before: Any, now: Any, ended: list[str]
+) -> None:
+    async def story() -> None:
+        made = worker()
+        held = None if now is None else SimpleNamespace(settings=now)
+        monkeypatch.setattr(made._server, "find", lambda name: held)
+        one = Connection(SUBJECT, before.mode)
+        made._recheck(one)
+        assert one.ended == ended
+
+    run(story)
+
+
+def test_connections_are_refused_before_the_stream_stands_and_above_the_bound() -> None:
+    async def story() -> None:
+        made = worker()
+        served = SimpleNamespace(settings=guard())
+        transport = SimpleNamespace(get_extra_info=lambda name: ("127.0.0.1", 40000))
+        assert made._accept(served, transport) is None
+        made._stream = SimpleNamespace(is_begun=True)
+        assert made._accept(served, transport) is None, "dialled at the listener itself"
+        made._relays = {"a": 1, "b": 2}
+        assert made._accept(served, transport) is None
+        assert dict(made._counters) == {
+            "accepted": 3, "refused_no_evidence": 1, "refused_not_steered": 1,
+            "refused_too_many_connections": 1,
+        }  # fmt: skip
+
+    run(story)
+
+
+def test_a_bug_is_told_without_a_word_of_what_was_sent(capsys: pytest.CaptureFixture[str]) -> None:
+    async def story() -> None:
+        made = worker()
+        try:
+            raise ValueError("api-key: s3cr3t")
+        except ValueError as error:
+            made.report_bug(error)
+        assert made._counters["bugs"] == 1
+
+    run(story)
+    said = capsys.readouterr().err
+    assert "ValueError" in said
+    assert "test_worker.py" in said
+    assert "s3cr3t" not in said
+
+
+def test_only_an_agents_messages_are_taken() -> None:
+    async def story() -> None:
+        made = worker()
+        with pytest.raises(TypeError, match="not for a worker"):
+            made._take(SimpleNamespace(), [])
+        await asyncio.sleep(0)
+
+    run(story)
