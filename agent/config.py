@@ -77,6 +77,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Engine = Literal["qdrant", "chroma"]
 MAX_GUARDS = 64  # slots in the kernel's maps (bpf/maps.h)
 MAX_WORKERS = 64
+MAX_PLACES = 128  # the kernel's map has 256: while ports change hands, old and new stand there together
 
 
 class _Model(BaseModel):
@@ -219,6 +220,8 @@ class Config(_Model):
     def _distinct(self) -> Config:
         seen: dict[tuple[int, str | None], str] = {}
         names: set[str] = set()
+        if sum(len(guard.ports) for guard in self.guards) > MAX_PLACES:
+            raise ValueError(f"more than {MAX_PLACES} ports in all guards together")
         for index, guard in enumerate(self.guards):
             if guard.name in names:
                 raise _Clash(f"two guards are named {guard.name!r}", index)

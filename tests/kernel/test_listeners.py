@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 
 import pytest
 
@@ -39,9 +40,11 @@ def _udp() -> socket.socket:
 
 
 @pytest.mark.parametrize("make", [_v6only, _one_address, _not_listening, _udp])
-def test_a_socket_that_leaves_its_port_to_others_is_no_listener(arena: Arena, make: object) -> None:
+def test_a_socket_that_leaves_its_port_to_others_is_no_listener(
+    arena: Arena, make: Callable[[], socket.socket]
+) -> None:
     steering = arena.attach()
-    offered = arena.inside(make)  # type: ignore[arg-type]
+    offered = arena.inside(make)
     with offered, pytest.raises(SteeringError, match="a listener that"):
         steering.set_listener(0, 0, offered.fileno())
     assert steering.entries()["own_ports"] == 0

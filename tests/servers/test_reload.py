@@ -32,7 +32,7 @@ def _database(*ports: int) -> None:
         listener = socket.create_server(("127.0.0.1", port), backlog=64)
         listeners.append(listener)
     tell("up")
-    kept = []
+    kept: list[socket.socket] = []
     while True:
         for ready in select.select([*listeners, *kept], [], [])[0]:
             if ready in listeners:

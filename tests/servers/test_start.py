@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def stage() -> Iterator[Stage]:
         yield made
 
 
-def _start(stage: Stage, **options: object) -> subprocess.Popen[bytes]:
+def _start(stage: Stage, **options: Any) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "agent", "run", "-c", str(stage.config)]
     return stage.arena.popen(command, group=None, cwd=ROOT, **options)
 

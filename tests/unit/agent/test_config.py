@@ -197,6 +197,19 @@ def test_two_guards_may_share_a_port_on_different_addresses(tmp_path: Path, firs
     assert [guard.address for guard in load(tmp_path, two(first, second)).guards] == [first or None, second]
 
 
+def test_more_ports_than_the_kernel_can_hold_while_they_change_hands_are_an_error(tmp_path: Path) -> None:
+    """Found by the kernel's refusal in the middle of a reload, which left half of it done."""
+
+    def guards(last: int) -> str:
+        ports = [list(range(1000 + 16 * n, 1000 + 16 * n + (16 if n < 7 else last))) for n in range(8)]
+        lines = [f"  - {{name: g{n}, engine: qdrant, ports: {p}}}" for n, p in enumerate(ports)]
+        return "guards:\n" + "\n".join(lines)
+
+    assert len(load(tmp_path, guards(16)).guards) == 8
+    (found,) = problems(tmp_path, guards(16) + "\n  - {name: more, engine: qdrant, ports: [9000]}")
+    assert "more than 128 ports in all guards together" in found
+
+
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "::ffff:0.0.0.0", "fe80::1%eth0"])
 def test_an_address_that_no_connection_can_have_is_an_error(tmp_path: Path, address: str) -> None:
     (found,) = problems(tmp_path, two(address, "10.0.0.1"))

@@ -42,19 +42,24 @@ def test_segments_of_a_stream_that_never_began_are_not_written_to(tmp_path: Path
 def test_the_last_frames_are_presented_before_a_stop_on_a_slow_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name, said, tasks = new_stream_id(), list[Any](), list[Any]()
+    name, said = new_stream_id(), list[Any]()
 
     def slow(fd: int) -> None:
         time.sleep(0.1)
 
     async def story() -> None:
-        stream = EvidenceStream(said.append, lambda c: tasks.append(asyncio.ensure_future(c)))
-        made = create_segment(tmp_path / name, 1)
-        stream.take_segment(Segment(name, 1), made.fd)
-        stream.begin(Welcome(name, "host-1", "boot-1", 0))
-        stream.recorder.open_session("s", {"session": "s"})
-        monkeypatch.setattr(os, "fdatasync", slow)
-        await stream.close()
+        async with asyncio.TaskGroup() as group:
+
+            def spawn(coroutine: Any) -> None:
+                group.create_task(coroutine)
+
+            stream = EvidenceStream(said.append, spawn)
+            made = create_segment(tmp_path / name, 1)
+            stream.take_segment(Segment(name, 1), made.fd)
+            stream.begin(Welcome(name, "host-1", "boot-1", 0))
+            stream.recorder.open_session("s", {"session": "s"})
+            monkeypatch.setattr(os, "fdatasync", slow)
+            await stream.close()
         last = [message for message in said if isinstance(message, Present)][-1].blocks[-1]
         assert last[0] + last[1] - 1 == stream.recorder.seq
         stream.recorder.release_files()

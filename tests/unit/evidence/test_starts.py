@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from agent.config import Evidence
-from agent.evidence import keys
 from agent.evidence.keys import KeyFolder
 from agent.evidence.ledger import Ledger, PresentError
 from agent.evidence.recovery import recover_streams
@@ -30,7 +29,7 @@ def test_a_key_that_could_not_be_written_whole_is_made_anew(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(keys.os, "write", full)
+        patch.setattr(os, "write", full)
         with pytest.raises(OSError, match="No space"):
             make()
     made = make()
