@@ -99,6 +99,16 @@ class Commands(click.Group):
             with formatter.section(title):
                 formatter.write_dl([(name, entry.short) for name, entry in group.items()])
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:
+            # `vecward sessions | head`: the reader has what it wanted. click itself would exit with 1.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return Code.DONE
+
     def main(
         self,
         args: Sequence[str] | None = None,
@@ -122,6 +132,9 @@ def _guarded(call: Any) -> int:
         result = call()
     except Fail as error:
         return _say(str(error), error.code, error.lines)
+    except click.exceptions.NoArgsIsHelpError as error:  # no command: who asks for nothing wants to know what
+        click.echo(error.format_message())
+        return Code.DONE
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "vecward"
         message = " ".join(error.format_message().split())  # click lists choices on lines of their own
@@ -130,9 +143,6 @@ def _guarded(call: Any) -> int:
         return _say(error.format_message(), Code.FAILED)
     except (click.Abort, KeyboardInterrupt):
         return 130
-    except BrokenPipeError:  # `vecward sessions | head`: the reader has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Code.DONE
     except OSError as error:
         return _say(str(Fail.from_os(error.filename or "vecward", error)), Code.FAILED)
     return result if isinstance(result, int) else Code.DONE

@@ -62,11 +62,18 @@ def text(value: object, style: str = "", lines: bool = False) -> Text:
     return Text("-", style="dim") if value is None else Text(clean(value, lines), style=style)
 
 
+class _Screen(Console):
+    """rich ends the program with 1 when the reader has gone; whoever calls us decides that."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def console(stderr: bool = False) -> Console:
     """A console on today's stdout or stderr: colour on a terminal only, never markup or emoji."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or os.environ.get("COLUMNS") else PIPED_WIDTH
-    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False, soft_wrap=False)
+    return _Screen(file=stream, width=width, markup=False, emoji=False, highlight=False, soft_wrap=False)
 
 
 def count(number: int, noun: str) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from agent import __version__
 from agent.cli import main as entry
 from agent.cli.failure import Code, Fail
 from agent.cli.main import COMMANDS, main
+from tests.unit.evidence.sample import Stream, asked, ended, opened
 
 
 def run(*args: str) -> tuple[int, str, str]:
@@ -26,6 +29,17 @@ def test_help_lists_every_command_without_loading_one() -> None:
     assert code == 0
     for name in COMMANDS:
         assert f"  {name} " in out
+
+
+@pytest.mark.parametrize("group", [(), ("policy",), ("index",)])
+def test_no_command_is_answered_with_the_list_of_commands(group: tuple[str, ...]) -> None:
+    assert run(*group) == run(*group, "--help")
+    assert run(*group)[0] == 0
+
+
+def test_the_version_is_one_line() -> None:
+    assert run("--version") == (0, f"vecward {__version__}\n", "")
+    assert __version__ == "0.1.0"
 
 
 def test_no_command_module_is_imported_before_it_is_named() -> None:
@@ -104,6 +118,22 @@ def test_every_way_to_end_has_its_code(
     got, _, err = run("status")
     assert got == code
     assert err.startswith(line)
+
+
+@pytest.mark.parametrize("as_json", [(), ("--json",)])
+def test_a_reader_that_has_enough_is_no_failure(tmp_path: Path, as_json: tuple[str, ...]) -> None:
+    stream = Stream(tmp_path / "evidence")
+    stream.block(opened("5e551001"), *(asked("5e551001", n) for n in range(1, 200)), ended("5e551001"))
+    folder = ("--dir", str(tmp_path / "evidence"))
+    command = [sys.executable, "-m", "agent", *folder, "replay", "5e551001", *as_json]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)  # less than the answer
+        process.stdout.read(10)
+        process.stdout.close()
+        err = process.stderr.read()
+    assert (process.returncode, err) == (0, b"")
 
 
 def test_a_command_whose_module_is_missing_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
