@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import os
 import secrets
@@ -56,6 +57,7 @@ from policy.model import Attribution, RecordLevel, RecordMode, Subject, Verdict
 
 PRESENT_EVERY = 0.25  # seconds between presentations of unsigned blocks
 COUNT_EVERY = 1.0
+GC_EVERY = 50_000  # allocations: an exchange leaves no cycle, and at 700 the search for them is a tenth of it
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: nothing to misread at 3 a.m.
 
 
@@ -352,6 +354,8 @@ class Worker:
 
     async def run(self) -> int:
         """Serve until told to stop. Returns the exit code."""
+        gc.freeze()
+        gc.set_threshold(GC_EVERY)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
         loop.add_signal_handler(

@@ -14,7 +14,7 @@ from dataclasses import replace
 import msgspec
 
 from policy.combine import RecordDefaults, Restrictions, combine, reads_body
-from policy.decide import UNKNOWN_MESSAGE, Match, Trial, deny_all, is_unknown, judge
+from policy.decide import UNKNOWN_MESSAGE, Match, Trial, deny_all, is_unknown, judge, with_permit
 from policy.index import WhatIndex, WhoIndex
 from policy.match import compile_condition, matches_name
 from policy.model import ANY_COLLECTION, Action, Attribution, NearMiss, Operation, Subject, Verdict
@@ -253,7 +253,7 @@ class Bound:
             unallowed = "no rule allows it"
             if nearest is not None:
                 unallowed += f"; closest: {nearest.rule}, failed {nearest.condition}"
-        return Match(
+        match = Match(
             deny=deny,
             allow=allow,
             tunnel=tunnel,
@@ -265,6 +265,7 @@ class Bound:
             nearest=nearest,
             unallowed=unallowed,
         )
+        return with_permit(match, operation, self.policy.hash)
 
     def _sum(self, bits: int) -> Restrictions:
         return combine([self._rules.rules[at] for at in _each(bits)], self.policy.defaults)

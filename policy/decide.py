@@ -41,6 +41,7 @@ class Match:
     trials: tuple[Trial, ...]
     nearest: NearMiss | None
     unallowed: str  # the message where neither `allow` nor `tunnel` is there
+    permit: Verdict | None = None  # of what is not refused, where it is the same for all of the kind
 
 
 def decide(
@@ -72,7 +73,16 @@ def judge(match: Match, operation: Operation, policy: str) -> Verdict:
             nearest=match.nearest if rule is None else None,
             hits=(),
         )
-    return _permit(match, operation, policy)
+    return match.permit or _permit(match, operation, policy)
+
+
+def with_permit(match: Match, operation: Operation, policy: str) -> Match:
+    """`match` with the one verdict over all that it does not refuse, where no number of theirs changes it."""
+    is_permitted = match.deny is None and (match.allow is not None or match.tunnel is not None)
+    cuts = any(bound.over == "clamp" for bound in match.restrictions.bounds)
+    if not is_permitted or cuts or match.trials:
+        return match
+    return replace(match, permit=_permit(match, operation, policy))
 
 
 def _refusal(match: Match, operation: Operation) -> tuple[tuple[str, str | None] | None, str | None]:

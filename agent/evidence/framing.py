@@ -18,14 +18,29 @@ from agent.evidence.frames import (
     MaskedPart,
     OpaqueFrame,
     ResultFrame,
+    VerdictPart,
     operation_part,
     verdict_part,
 )
 from agent.protocols.session import Abort, Chunk, Intent, Opaque, Record, Result
+from policy.model import Verdict
 
 PART_BYTES = 16 * 1024
 """Bodies from here on are stored raw beside the head, smaller ones compressed in it. Measured: zstd costs
 3 us per KB, hashing and writing 0.8; a 150 KB body through zstd would cost twice its whole budget."""
+
+MAX_VERDICTS = 256
+_verdicts: dict[int, tuple[Verdict, VerdictPart]] = {}
+"""By the identity of the verdict, which is held: the policy gives all that a rule permits one verdict."""
+
+
+def _verdict_part(verdict: Verdict) -> VerdictPart:
+    known = _verdicts.get(id(verdict))
+    if known is None:
+        if len(_verdicts) >= MAX_VERDICTS:
+            _verdicts.clear()
+        known = _verdicts[id(verdict)] = (verdict, verdict_part(verdict))
+    return known[1]
 
 
 def frame_of(record: Record, session: str, at: int, up: int) -> Frame:
@@ -38,7 +53,7 @@ def frame_of(record: Record, session: str, at: int, up: int) -> Frame:
                 session=session,
                 n=record.n,
                 op=operation_part(record.operation),
-                verdict=verdict_part(record.verdict),
+                verdict=_verdict_part(record.verdict),
                 sha256=record.sha256,
                 bytes=record.bytes,
                 head=_head(record.head),
