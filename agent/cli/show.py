@@ -86,6 +86,7 @@ def identity(session: Session) -> Iterable[tuple[str, object]]:
     yield "program", _known(session.exe, why.get("exe"))
     yield "sha256", session.exe_sha256
     yield "arguments", " ".join(session.argv) if session.argv else None
+    yield "in folder", session.beside.get("cwd")
     yield (
         "process",
         None
@@ -100,6 +101,7 @@ def identity(session: Session) -> Iterable[tuple[str, object]]:
         session.unit or (f"{session.user_unit} (user unit, unattested)" if session.user_unit else None),
     )
     yield "container", session.container
+    yield "image", session.beside.get("image")
     yield "cgroup", session.cgroup
     yield "known by", _attribution(session)
     yield "connection", f"{session.client or '?'} → {session.server or '?'}"

@@ -10,11 +10,11 @@ body{margin:0 auto;max-width:72rem;padding:1.5rem;font:15px/1.5 system-ui,sans-s
 h1{font-size:1.5rem;margin:0}h2{font-size:1.1rem;margin:2rem 0 .6rem;border-bottom:1px solid var(--line)}
 h3{font-size:1rem;margin:0 0 .3rem}h4{font-size:.8rem;margin:.8rem 0 .2rem;text-transform:uppercase;letter-spacing:.05em;color:var(--soft)}
 small,time,.none,.why,footer{color:var(--soft);font-weight:normal}time{float:right;font-size:.85rem}
-.counts span{margin-right:1.2rem}.counts b{font-size:1.1rem}
+.counts span{display:inline-block;margin-right:1.2rem}li,p{overflow-wrap:anywhere}.counts b{font-size:1.1rem}
 table{border-collapse:collapse}td,th{text-align:left;vertical-align:top;padding:.15rem .8rem .15rem 0;overflow-wrap:anywhere}
 .facts th{color:var(--soft);font-weight:normal;white-space:nowrap;min-width:9rem}
 .facts td,pre,.hits td{font-family:ui-monospace,Menlo,Consolas,monospace;font-size:.85rem}
-.hits{width:100%}.hits td,.hits th{border-bottom:1px solid var(--line)}.num{text-align:right}
+.hits{width:100%;margin-bottom:.6rem}.hits th:first-child{width:20%}.hits .num{white-space:nowrap;overflow-wrap:normal}.hits td,.hits th{border-bottom:1px solid var(--line)}.num{text-align:right}
 article{border:1px solid var(--line);border-left:4px solid var(--soft);background:var(--card);padding:.8rem 1rem;margin:.8rem 0;border-radius:4px}
 article.allow{border-left-color:var(--allow)}article.deny{border-left-color:var(--deny)}article.hold,article.unknown{border-left-color:var(--hold)}article.tunnel{border-left-color:var(--tunnel)}
 .n{color:var(--soft)}.tag{border:1px solid currentColor;border-radius:3px;padding:0 .4em;font-size:.8rem;font-weight:normal}
