@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,6 +78,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Engine = Literal["qdrant", "chroma"]
 MAX_GUARDS = 64  # slots in the kernel's maps (bpf/maps.h)
 MAX_WORKERS = 64
+MAX_SOCKET_PATH = 107  # sun_path of unix(7), and its closing zero
 MAX_PLACES = 128  # the kernel's map has 256: while ports change hands, old and new stand there together
 
 
@@ -177,6 +179,14 @@ class Control(_Model):
     socket: Path = Path("/run/vecward/control.sock")
     read_group: str = "vecward-audit"
     approve_group: str = "vecward-approve"
+
+    @pydantic.field_validator("socket")
+    @classmethod
+    def _socket(cls, value: Path) -> Path:
+        longest = max(len(os.fsencode(value)), len(os.fsencode(value.parent / "worker.sock")))
+        if longest > MAX_SOCKET_PATH:
+            raise ValueError(f"too long: the path of a Unix socket has at most {MAX_SOCKET_PATH} bytes")
+        return value
 
 
 class Metrics(_Model):
