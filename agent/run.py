@@ -54,6 +54,39 @@ class _Child:
     restarts: int = 0
 
 
+# What starting takes. CAP_SYS_ADMIN holds CAP_BPF and CAP_PERFMON in it (capabilities(7)).
+_NEEDED = {
+    0: "CAP_CHOWN",
+    confine.CAP_DAC_READ_SEARCH: "CAP_DAC_READ_SEARCH",
+    6: "CAP_SETGID",
+    7: "CAP_SETUID",
+    8: "CAP_SETPCAP",
+    confine.CAP_NET_ADMIN: "CAP_NET_ADMIN",
+    confine.CAP_SYS_PTRACE: "CAP_SYS_PTRACE",
+    38: "CAP_PERFMON",
+    confine.CAP_BPF: "CAP_BPF",
+}
+_CAP_SYS_ADMIN = 21
+_INITIAL_USER_NAMESPACE = ["0", "0", "4294967295"]
+
+
+def _check_privilege() -> None:
+    """Say which capability is missing, before the kernel says only that something is not permitted."""
+    if Path("/proc/self/uid_map").read_text().split() != _INITIAL_USER_NAMESPACE:
+        raise RunError(
+            "root of a user namespace cannot attach to the kernel: its capabilities end there",
+            "run it as root of the host, or in a container without user namespace",
+        )
+    held = confine.effective_capabilities()
+    implied = {38, confine.CAP_BPF} if _CAP_SYS_ADMIN in held else set()
+    missing = [name for cap, name in _NEEDED.items() if cap not in held | implied]
+    if missing:
+        raise RunError(
+            f"missing capability: {', '.join(missing)}",
+            "run it as root with its capabilities; a container needs `--cap-add` for each",
+        )
+
+
 def worker_count(config: Config) -> int:
     if config.proxy.workers == "auto":
         return min(64, len(os.sched_getaffinity(0)))
@@ -74,6 +107,7 @@ class Supervisor:
             raise RunError(
                 "vecward run needs root to attach to the kernel", "run it with sudo; it gives root up at once"
             )
+        _check_privilege()
         self._stopping = 0
         self._children: list[_Child] = []
         self._made: list[Path] = []

@@ -25,8 +25,8 @@ def run(settings: Settings, file: Path | None) -> int:
     """
     from agent.config import ConfigError, load_config
     from agent.kernel.errors import SteeringError
-    from agent.rulebook import load_rulebook
     from agent.places import RunError
+    from agent.rulebook import load_rulebook
     from agent.run import Supervisor
     from policy.problem import PolicyError
 
@@ -38,7 +38,7 @@ def run(settings: Settings, file: Path | None) -> int:
     except ConfigError as error:
         raise Fail("\n".join(error.problems), "nothing was started", lines=True) from None
     except PolicyError as error:
-        raise Fail(str(error), "nothing was started") from None
+        raise Fail(str(error), "nothing was started", lines=True) from None
     except SteeringError as error:
         raise Fail(
             f"steering: {error.missing}", error.hint or "vecward doctor tells what this host can do"
