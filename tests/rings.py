@@ -76,6 +76,9 @@ def run(name: str, paths: list[Path], budget: float, *, full: bool, arguments: l
 
 
 def _stream(command: list[str], environment: dict[str, str], budget: float, outcome: Outcome) -> int:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # Started in the background by a shell: pytest would inherit it and could not be stopped gently.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         command,
         cwd=ROOT,

@@ -7,7 +7,6 @@ import os
 import socket
 import struct
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -36,6 +35,7 @@ from tests.kernel.cast import (
 )
 
 NOBODY = 65534
+PYTHON = "/usr/bin/python3"  # which every user may execute, wherever the checkout lies
 
 
 @pytest.fixture
@@ -290,7 +290,7 @@ def test_a_socket_that_cannot_hold_the_record_is_refused(arena: Arena, enforced:
 def test_a_client_gone_before_accept_keeps_its_name(arena: Arena, enforced: Steering) -> None:
     code = f"import socket; s = socket.create_connection(('127.0.0.1', {PORT})); print(s.getsockname()[1])"
     shell = arena.popen(
-        ["sh", "-c", f'{sys.executable} -c "{code}"; exit 0'], user=NOBODY, stdout=subprocess.PIPE
+        ["sh", "-c", f'{PYTHON} -c "{code}"; exit 0'], user=NOBODY, stdout=subprocess.PIPE
     )
     assert shell.wait(20) == 0
     assert shell.stdout is not None
@@ -298,7 +298,7 @@ def test_a_client_gone_before_accept_keeps_its_name(arena: Arena, enforced: Stee
     [(_, who)] = enforced.pending()
     record = enforced.process(who.tgid, who.start)
     assert record is not None
-    assert (record.filename, record.exe_ino) == (sys.executable, who.exe_ino)
+    assert (record.filename, record.exe_ino) == (PYTHON, who.exe_ino)
     assert record.exited > record.executed > 0
     assert (record.parent_tgid, record.parent_start) == (who.parent_tgid, who.parent_start)
     above = enforced.process(record.parent_tgid, record.parent_start)
@@ -316,7 +316,7 @@ if os.fork() == 0:
     time.sleep(60)
 os.wait()
 """
-    parent = arena.popen([sys.executable, "-c", code], user=NOBODY, stdout=subprocess.PIPE)
+    parent = arena.popen([PYTHON, "-c", code], user=NOBODY, stdout=subprocess.PIPE)
     assert parent.stdout is not None
     pid, sport = map(int, parent.stdout.readline().split())
     parent.stdout.close()
@@ -325,7 +325,7 @@ os.wait()
     assert (who.tgid, who.parent_tgid) == (pid, parent.pid)
     record = enforced.process(who.tgid, who.start)
     assert record is not None
-    assert (record.filename, record.exited, record.parent_tgid) == (sys.executable, 0, parent.pid)
+    assert (record.filename, record.exited, record.parent_tgid) == (PYTHON, 0, parent.pid)
 
 
 def test_many_short_lived_clients_of_several_users_are_all_told_apart(
