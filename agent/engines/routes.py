@@ -15,6 +15,8 @@ from agent.protocols.http import Request, Route
 from policy.model import Action
 
 UNKNOWN: Final = Route("unknown", known=False)
+MAX_FOUND: Final = 1024  # requests whose line is remembered
+MAX_PATH: Final = 512  # of characters of such a request's path
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class Table:
         self.specs = tuple(specs)
         self._by: dict[tuple[str, int], list[Spec]] = {}
         self._named: dict[str, Spec] = {}
+        self._found: dict[tuple[str, tuple[str, ...]], Spec | None] = {}
         for line in self.specs:
             verb = line.route.method.split(" ", 1)[0]
             self._by.setdefault((verb, len(line.segments)), []).append(line)
@@ -55,8 +58,19 @@ class Table:
             lines.sort(key=lambda s: sum(p is None for p in s.segments))
 
     def find(self, request: Request) -> Spec | None:
-        verb = "GET" if request.method == "HEAD" else request.method
-        segments = request.segments
+        key = (request.method, request.segments)
+        try:
+            return self._found[key]
+        except KeyError:
+            line = self._find(*key)
+        if len(request.path) <= MAX_PATH:
+            if len(self._found) >= MAX_FOUND:
+                self._found.clear()
+            self._found[key] = line
+        return line
+
+    def _find(self, method: str, segments: tuple[str, ...]) -> Spec | None:
+        verb = "GET" if method == "HEAD" else method
         for line in self._by.get((verb, len(segments)), ()):
             for want, got in zip(line.segments, segments, strict=True):
                 if want is not None and want != got:

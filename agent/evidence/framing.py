@@ -29,6 +29,8 @@ PART_BYTES = 16 * 1024
 """Bodies from here on are stored raw beside the head, smaller ones compressed in it. Measured: zstd costs
 3 us per KB, hashing and writing 0.8; a 150 KB body through zstd would cost twice its whole budget."""
 
+_WITH_BODY = (IntentFrame, ResultFrame, ChunkFrame)  # tuples: a union is made anew at each call
+_RECORD_WITH_BODY = (Intent, Result)
 MAX_VERDICTS = 256
 _verdicts: dict[int, tuple[Verdict, VerdictPart]] = {}
 """By the identity of the verdict, which is held: the policy gives all that a rule permits one verdict."""
@@ -106,7 +108,7 @@ def cut_body(frame: Frame, why: str) -> None:
 
 def take_part(frame: Frame, offset: int) -> bytes | None:
     """Move a large body out of its frame; it will stand at `offset` among the block's parts."""
-    if isinstance(frame, IntentFrame | ChunkFrame | ResultFrame):
+    if isinstance(frame, _WITH_BODY):
         body = frame.body
         if body is not None and len(body) >= PART_BYTES:
             frame.body = None
@@ -130,7 +132,7 @@ def body_bytes(records: Sequence[Record]) -> int:
     """Bytes of recorded bodies among these records."""
     size = 0
     for record in records:
-        if isinstance(record, Intent | Result):
+        if isinstance(record, _RECORD_WITH_BODY):
             body = record.body
         elif isinstance(record, Chunk):
             body = record.data

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -35,6 +36,7 @@ from policy.model import RecordMode
 
 Release = Callable[[bool], None]
 Schedule = Callable[[Callable[[], None]], None]
+since_boot: Callable[[], int] = partial(time.clock_gettime_ns, time.CLOCK_BOOTTIME)
 Pressure = Literal["ok", "alert", "meta", "full"]
 
 
@@ -74,7 +76,7 @@ class Recorder:
         sync: Sync | None = None,
         need_spare: Callable[[], None] = lambda: None,
         wall: Callable[[], int] = time.time_ns,
-        up: Callable[[], int] = lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+        up: Callable[[], int] = since_boot,
         thresholds: Thresholds = Thresholds(),
     ) -> None:
         self.stream = stream

@@ -77,12 +77,13 @@ class StreamWriter:
         now = self._up()
         block = pack(frames, COMPRESS_BUSY if now - self._last < BUSY else COMPRESS_IDLE)
         for _attempt in range(2):  # a segment that tears is left, and the block goes to the spare
-            if not self._ready(block.total):
+            total = block.total
+            if not self._ready(total):
                 return False
             buffers, digest, value = block.place(self.seq + 1, self.chain)
             torn = len(self._torn)
-            if self._append(buffers, block.total):
-                self._advance(block.count, digest, value, block.total)
+            if self._append(buffers, total):
+                self._advance(block.count, digest, value, total, now)
                 return True
             if len(self._torn) == torn:
                 return False
@@ -140,16 +141,16 @@ class StreamWriter:
         data, digest, value = encode_control(frames, self.seq + 1, self.chain)
         if not self._append([data], len(data)):
             return False
-        self._advance(len(frames), digest, value, len(data))
+        self._advance(len(frames), digest, value, len(data), self._up())
         return True
 
-    def _advance(self, count: int, digest: bytes, value: bytes, total: int) -> None:
+    def _advance(self, count: int, digest: bytes, value: bytes, total: int, now: int) -> None:
         first = self.seq + 1
         self.seq += count
         self.chain = value
         self.bytes += total
-        self._last = self._up()
-        self._written(first, count, digest, self._last)
+        self._last = now
+        self._written(first, count, digest, now)
 
     def _append(self, buffers: Sequence[bytes], total: int) -> bool:
         segment = self._segment
@@ -187,7 +188,7 @@ class StreamWriter:
 
     def _ready(self, total: int) -> bool:
         """See that there is a begun segment with room for `total` bytes, or one to grow."""
-        if not self._begin():
+        if self._begun_at is None and not self._begin():
             return False
         segment = self._segment
         if segment is None:

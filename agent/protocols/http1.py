@@ -174,9 +174,13 @@ class Http1Session(DecidingSide):
         rest = data[end:]
         if head.chunked:
             self._reader = ChunkedBody(self._bounds, "client")
-        elif length:
+        elif length and (length != len(rest) or length > self._bounds.stream_above):
             self._reader = LengthBody(length)
-        else:
+        else:  # there is no body, or it is all here and nothing else
+            if rest and length:
+                exchange.pieces.add([rest])
+                exchange.size = len(rest)
+                rest = b""
             self._reader = None
             self._phase = Phase.JUDGE
             self._decide(out, exchange)
