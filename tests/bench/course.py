@@ -25,7 +25,7 @@ TICK = 1e6 / os.sysconf("SC_CLK_TCK")  # microseconds of CPU a tick in /proc/PID
 LOAD = """\
 local body
 function init(args)
-  if args[1] then
+  if args[1] and args[1] ~= '' then
     local file = io.open(args[1]); body = file:read("*a"); file:close()
     wrk.method, wrk.body = "POST", body
     wrk.headers["Content-Type"] = "application/json"

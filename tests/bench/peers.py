@@ -95,7 +95,8 @@ def write_database(folder: Path, ports: list[int]) -> Path:
             f"location = {API}/{UUID % number}/query {{ default_type application/json; root {folder};"
             f" error_page 405 =200 /{name}.json; try_files /{name}.json =404; }}"
             f"location = /{name}.json {{ default_type application/json; root {folder}; }}"
-            f"location = {API}/by-id/{UUID % number} {{ {told} }} location = {API}/{UUID % number} {{ {told} }}"
+            f"location = {API}/by-id/{UUID % number} {{ {told} }}"
+            f"location = {API}/{UUID % number} {{ {told} }}"
         )
     listens = "".join(f"listen 127.0.0.1:{port} backlog=4096;" for port in [DATABASE, *ports])
     config = folder / "nginx.conf"

@@ -121,7 +121,7 @@ def ratios(laps: Laps) -> str:
 
 @pytest.mark.limit(3500)
 def test_cpu_latency_and_throughput_beside_the_peers(sized: Callable[[int, int], int]) -> None:
-    runs, seconds = sized(1, 5), sized(1, 3)
+    runs, seconds = sized(1, 5), sized(1, 2)
     names = list(peers.PEERS) if FULL else ["HAProxy", "Envoy"]
     with Course(GUARDS, POLICY) as course:
         course.start_nginx()
