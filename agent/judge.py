@@ -21,6 +21,11 @@ class Rules(Protocol):
     @property
     def policy_hash(self) -> str: ...
 
+    @property
+    def in_force(self) -> object:
+        """Another object whenever the rules or what they record by default changed."""
+        ...
+
     def bind(self, subject: Subject, guard: str) -> Bound: ...
 
     def guard_mode(self, guard: str) -> tuple[bool, bool]:
@@ -38,7 +43,7 @@ class Rules(Protocol):
 class SessionJudge:
     """A `Judge` (agent/protocols/session.py) that follows policy reloads."""
 
-    __slots__ = ("_bound", "_guard", "_hash", "_now", "_report", "_rules", "_subject")
+    __slots__ = ("_bound", "_guard", "_held", "_now", "_report", "_rules", "_subject")
 
     def __init__(
         self,
@@ -53,7 +58,7 @@ class SessionJudge:
         self._guard = guard
         self._now = now
         self._report = report
-        self._hash = ""
+        self._held: object = None
         self._bound: Bound | None = None
 
     def __call__(self, operation: Operation) -> Verdict:
@@ -99,7 +104,7 @@ class SessionJudge:
             return False
 
     def _current(self) -> Bound:
-        if self._bound is None or self._hash != self._rules.policy_hash:
+        if self._bound is None or self._held is not self._rules.in_force:
             self._bound = self._rules.bind(self._subject, self._guard)
-            self._hash = self._rules.policy_hash
+            self._held = self._rules.in_force
         return self._bound

@@ -41,7 +41,7 @@ from policy.problem import PolicyError
 
 TICK = 0.2  # seconds: how soon an epoch that is over (1 s, 256 frames) is signed
 RECOVER_AFTER = 10.0
-IDENTITY_KEPT = 60  # seconds a caller's name waits for a worker to ask
+IDENTITY_KEPT = 15  # seconds a caller's name waits for a worker to ask; a worker asks within 10
 RESYNC_EVERY = 1.0  # listeners and addresses that changed without an event
 
 

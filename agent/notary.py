@@ -29,6 +29,8 @@ from agent.evidence.segment import list_segments
 
 T = TypeVar("T")
 RETENTION_EVERY = 60.0
+CLOCK_JUMP = 86_400.0  # seconds between wall and boot clock, against when the agent started
+FOREVER_NS = 2**62
 
 
 def boot_id() -> str:
@@ -54,6 +56,7 @@ class Notary:
         # Not before every living worker of an earlier agent has come back: its stream must be known.
         self._retention_due = time.monotonic() + RETENTION_EVERY
         self._reserve = Reserve(evidence.dir, evidence.reserve)
+        self._offset = _clock_offset()
 
     def masking_key(self) -> bytes:
         """The key of `hmac` masks: made once, so that a value has the same token in every record."""
@@ -167,6 +170,10 @@ class Notary:
 
     def _retain(self, ledger: Ledger, counters: Mapping[str, int]) -> None:
         keep_ns = int(self._evidence.keep * 10**9)
+        if abs(_clock_offset() - self._offset) > CLOCK_JUMP:
+            # The wall clock cannot be trusted to tell age: only the size counts until a restart.
+            self._complain("the clock has jumped by more than a day: nothing is removed for its age")
+            keep_ns = FOREVER_NS
         outcome = retain(
             self.root, ledger, counters=counters, keep_ns=keep_ns, max_size=self._evidence.max_size
         )
@@ -238,6 +245,10 @@ class Notary:
 def _used(root: Path) -> int:
     folders = [root / "ledger", *(root / "streams").glob("*")]
     return sum(path.stat().st_size for folder in folders for _, path in list_segments(folder))
+
+
+def _clock_offset() -> float:
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _now() -> dict[str, int]:

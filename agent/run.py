@@ -379,7 +379,7 @@ def _agent(places: Places, workers: int, notes: socket.socket) -> int:
         proxy_uid=places.proxy_uid,
         proxy_cgroup=lambda path: path == places.proxy_cgroup,
         cgroup_root=places.cgroup_root,
-        notify=lambda text: notes.send(text.encode(), socket.MSG_DONTWAIT) and None,
+        notify=lambda text: _note(notes, text),
         stop_drain=DRAIN,
     )
     return uvloop.run(keeper.run())
@@ -393,3 +393,8 @@ def _proxy(places: Places) -> int:
     confine.raise_open_files()
     confine.become(places.proxy_uid, places.proxy_gid, frozenset())
     return uvloop.run(Worker(places.worker_socket, generation="run").run())
+
+
+def _note(notes: socket.socket, text: str) -> None:
+    with suppress(OSError):  # a line that has no room is not worth an error
+        notes.send(text.encode(), socket.MSG_DONTWAIT)

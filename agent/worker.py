@@ -184,6 +184,10 @@ class Worker:
     # -- judge.Rules -------------------------------------------------------------------------------
 
     @property
+    def in_force(self) -> object:
+        return self._policy
+
+    @property
     def policy_hash(self) -> str:
         return self._policy.hash if self._policy is not None else ""
 

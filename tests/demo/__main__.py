@@ -20,6 +20,7 @@ from tests.demo.story import Story
 
 def main() -> int:
     screen = Screen(fast=os.environ.get("VECWARD_DEMO_FAST") == "1")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell had it ignored
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))  # all of them clean up
     log = ""

@@ -289,9 +289,7 @@ def test_a_socket_that_cannot_hold_the_record_is_refused(arena: Arena, enforced:
 
 def test_a_client_gone_before_accept_keeps_its_name(arena: Arena, enforced: Steering) -> None:
     code = f"import socket; s = socket.create_connection(('127.0.0.1', {PORT})); print(s.getsockname()[1])"
-    shell = arena.popen(
-        ["sh", "-c", f'{PYTHON} -c "{code}"; exit 0'], user=NOBODY, stdout=subprocess.PIPE
-    )
+    shell = arena.popen(["sh", "-c", f'{PYTHON} -c "{code}"; exit 0'], user=NOBODY, stdout=subprocess.PIPE)
     assert shell.wait(20) == 0
     assert shell.stdout is not None
     shell.stdout.close()

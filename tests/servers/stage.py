@@ -38,7 +38,7 @@ rules:
 
 
 class Stage:
-    """``with Stage("chroma") as stage: stage.vecward(policy); stage.client("chroma", script, user="nobody")``.
+    """``with Stage("chroma") as stage: stage.vecward(policy); stage.client(script, user="nobody")``.
 
     `folder` is a world-readable place for scripts; `database` the running server's process.
     """
@@ -133,7 +133,8 @@ class Stage:
         before = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as out:
             self._run = self.arena.popen(
-                [sys.executable, "-m", "agent", "run", "-c", str(self.config)], group=None, cwd=ROOT, stdout=out, stderr=out
+                [sys.executable, "-m", "agent", "run", "-c", str(self.config)],
+                group=None, cwd=ROOT, stdout=out, stderr=out,
             )  # fmt: skip
         run = self._run
         self._wait(
@@ -218,9 +219,11 @@ class Stage:
         self, file: Path, *arguments: str, user: str | int | None = None, python: Path | None = None
     ) -> subprocess.Popen[bytes]:
         interpreter = python or venvs.python(self.engine)
+        home = str(self.folder)
+        environment = {"PATH": os.environ["PATH"], "HOME": home, "ANONYMIZED_TELEMETRY": "False"}
         return self.arena.popen(
             [str(interpreter), str(file), *arguments], user=user, cwd=self.folder, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, env={"PATH": os.environ["PATH"], "HOME": str(self.folder), "ANONYMIZED_TELEMETRY": "False"},
+            stderr=subprocess.PIPE, env=environment,
         )  # fmt: skip
 
     def tail(self) -> str:

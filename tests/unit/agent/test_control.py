@@ -77,9 +77,10 @@ async def ask(path: Path, command: str, **arguments: Any) -> dict[str, Any] | No
     return await say(path, json.dumps({"command": command, **arguments}).encode() + b"\n")
 
 
-def as_caller(monkeypatch: pytest.MonkeyPatch, uid: int, gid: int) -> None:
+def as_caller(monkeypatch: pytest.MonkeyPatch, uid: int, gid: int, *groups: int) -> None:
     """From here on who asks is this user."""
-    monkeypatch.setattr(control_module, "caller_of", lambda sock: Caller(1, uid, gid, None))
+    held = frozenset({gid, *groups})
+    monkeypatch.setattr(control_module, "caller_of", lambda sock: Caller(1, uid, gid, None, held))
 
 
 def test_root_and_the_agents_user_may_read_and_change(tmp_path: Path) -> None:
@@ -124,8 +125,7 @@ def test_others_may_do_nothing(
 
 
 def test_a_supplementary_group_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    as_caller(monkeypatch, NOBODY, NOBODY)
-    monkeypatch.setattr(os, "getgrouplist", lambda name, gid: [gid, READERS])
+    as_caller(monkeypatch, NOBODY, NOBODY, READERS)
 
     async def story() -> None:
         async with serving(tmp_path) as path:
@@ -140,6 +140,7 @@ def test_the_kernel_says_who_asks() -> None:
         caller = caller_of(ours)
     assert (caller.pid, caller.uid, caller.gid) == (os.getpid(), os.geteuid(), os.getegid())
     assert caller.login_uid != 0xFFFFFFFF
+    assert caller.groups == {os.getegid(), *os.getgroups()}
 
 
 @pytest.mark.parametrize(

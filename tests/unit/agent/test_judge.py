@@ -39,6 +39,7 @@ class Rules:
         self.bound: Any = Bound(verdict)
         self.enforcing, self.off = enforcing, off
         self.policy_hash = "hash-1"
+        self.in_force: object = "rules 1"
         self.defaults: Any = ("masked", "strict")
         self.stands = True
         self.binds = 0
@@ -127,6 +128,6 @@ def test_a_judge_binds_once_and_again_after_a_reload() -> None:
     for _ in range(3):
         asked(SEARCH)
     assert rules.binds == 1
-    rules.policy_hash, rules.bound = "hash-2", Bound(verdict("deny"))
+    rules.in_force, rules.bound = "rules 2", Bound(verdict("deny"))
     assert asked(SEARCH).outcome == "deny"
     assert rules.binds == 2

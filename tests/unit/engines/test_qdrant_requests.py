@@ -239,7 +239,10 @@ def test_where_aliases_may_not_be_asked_for_a_name_is_taken_as_it_stands() -> No
     assert isinstance(lookup, Lookup)
     found = lookup.unresolved
     assert found is not None
-    assert (found.actions, found.collections) == (ask(asked, call).actions, {"alias", "other"})
+    assert (found.actions, found.collections) == (
+        ask(asked, call).actions,
+        frozenset({"alias", "other"}),
+    )
     assert (found.top_k, found.queries, found.vectors) == (7, 1, True)
 
 
