@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from agent import notary as notary_module
 from agent.config import Evidence
 from agent.evidence.ledger import LedgerError
+from agent.evidence.retention import Outcome
 from agent.evidence.verify import verify
 from agent.notary import Notary
 from tests.unit.agent.turning import run
@@ -80,3 +82,31 @@ def test_what_the_ledger_refuses_is_counted_and_said(
     said = capsys.readouterr().err
     assert "the ledger is not open" in said
     assert "evidence stays unsigned until this works again" in said
+
+
+@pytest.mark.parametrize(("jumped", "taken"), [(0.0, True), (366 * 86400.0, False)])
+def test_a_clock_that_jumped_takes_no_evidence_for_its_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jumped: float, taken: bool
+) -> None:
+    asked: list[int] = []
+
+    def retain(*_: object, keep_ns: int, **__: object) -> Outcome:
+        asked.append(keep_ns)
+        return Outcome()
+
+    monkeypatch.setattr(notary_module, "retain", retain)
+    monkeypatch.setattr(notary_module, "RETENTION_EVERY", 0.0)
+
+    async def story() -> None:
+        notary = Notary(evidence(tmp_path))
+        notary.masking_key()
+        notary.start()
+        before = notary_module._clock_offset()
+        monkeypatch.setattr(notary_module, "_clock_offset", lambda: before + jumped)
+        notary.tend({})
+        await notary.checkpoint({})
+        notary.close({})
+
+    run(story)
+    ninety_days = 90 * 86400 * 10**9
+    assert asked[0] == (ninety_days if taken else notary_module.FOREVER_NS)
