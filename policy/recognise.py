@@ -11,7 +11,6 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -241,14 +240,14 @@ class Recogniser:
         if not spans:
             return text, {}
         pieces: list[str] = []
-        counts: Counter[str] = Counter()
+        counts: dict[str, int] = {}
         end = 0
         for start, stop, kind in spans:
             found = data[start:stop].decode()
             pieces += (data[end:start].decode(), _replacement(kind, found, how, key))
-            counts[kind.name] += 1
+            counts[kind.name] = counts.get(kind.name, 0) + 1
             end = stop
-        return "".join((*pieces, data[end:].decode())), dict(counts)
+        return "".join((*pieces, data[end:].decode())), counts
 
     def redact_value(
         self, value: object, how: MaskAs, key: bytes, depth: int = 0
@@ -295,12 +294,18 @@ class Recogniser:
         """True: no character that a match needs is there. A single one is found at the speed of memory."""
         return b"@" not in data if self._needs_at else self._needed.search(data) is None
 
+    @staticmethod
+    def _next(kind: Kind, pattern: Any, data: bytes, at: int) -> Any:
+        if kind.needs == "@" and data.find(b"@", at) < 0:
+            return None
+        return pattern.search(data, at)
+
     def _spans(self, data: bytes) -> list[tuple[int, int, Kind]]:
         """Findings in order, by bytes; overlapping ones are joined under the kind that begins first."""
         found = []
         for rank, (kind, pattern) in enumerate(self._each):
             at = 0
-            while (match := pattern.search(data, at)) is not None:
+            while match := self._next(kind, pattern, data, at):
                 start, text = match.start(), match.group().decode()
                 length = kind.validate(text)
                 if length is None:
