@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from agent.engines.chroma_rewrite import carries
-from agent.engines.splice import open_numbers, read_answer
+from agent.engines.splice import open_numbers, read_answer, write_answer
 from agent.engines.veil import Veil
 from agent.protocols.http import Answer, Refusal, Response
 from policy.model import Verdict
@@ -104,8 +104,7 @@ def mask(
         _coarsen(veil, tree, norms() if nested else [])
     ids, rows = _flatten(tree["ids"])
     taken = veil.masked()
-    body = reading.write(tree) if taken or reading.changed else response.body
-    return Answer(body, ids, rows, taken)
+    return Answer(reading.write(tree), ids, rows, taken)
 
 
 def _check_no_rows(body: bytes) -> None:
@@ -128,7 +127,7 @@ def _mask_other(veil: Veil, response: Response) -> Answer:
         text = veil.text(response.body.decode("utf-8", "replace"))
         return Answer(text.encode() if veil.counts else response.body, masks=veil.masked())
     done = veil.text(tree)
-    return Answer(msgspec.json.encode(done) if veil.counts else response.body, masks=veil.masked())
+    return Answer(write_answer(done), masks=veil.masked())
 
 
 def _may_hold_vectors(body: bytes) -> bool:

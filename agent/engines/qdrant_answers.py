@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from agent.engines.qdrant_filter import holds
-from agent.engines.splice import cut_answer, read_answer
+from agent.engines.splice import cut_answer, read_answer, write_answer
 from agent.engines.veil import Veil
 from agent.protocols.http import Answer, Refusal, Response
 from policy.model import Verdict
@@ -159,7 +159,7 @@ def mask(
     if kind in _GROUPED:
         _mask_groups(veil, verdict, tree["result"])
     taken = veil.masked()
-    return Answer(reading.write(tree) if taken else response.body, tuple(ids), rows, taken)
+    return Answer(reading.write(tree), tuple(ids), rows, taken)
 
 
 def _may_hold_vectors(body: bytes) -> bool:
@@ -287,7 +287,7 @@ def _mask_bare(
         rows = len(scores)
         result["scores"] = [veil.score(score) for score in scores]
     taken = veil.masked()
-    return Answer(msgspec.json.encode(tree) if taken else response.body, (), rows, taken)
+    return Answer(write_answer(tree), (), rows, taken)
 
 
 def _check_no_rows(body: bytes) -> None:
@@ -308,5 +308,4 @@ def _mask_other(veil: Veil, response: Response) -> Answer:
         done = veil.text(msgspec.json.decode(response.body))
     except (msgspec.DecodeError, ValueError, RecursionError):
         done = msgspec.Raw(veil.text(response.body.decode("utf-8", "replace")).encode())
-    body = msgspec.json.encode(done) if veil.counts else response.body
-    return Answer(body, masks=veil.masked())
+    return Answer(write_answer(done), masks=veil.masked())

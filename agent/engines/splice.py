@@ -32,10 +32,21 @@ class Reading:
 
     tree: Any
     cut: int
-    changed: bool = False  # the decoded form does not stand for the bytes: write it anew
 
     def write(self, tree: Any) -> bytes:
+        return write_answer(tree)
+
+
+def write_answer(tree: Any) -> bytes:
+    """The one form of a tree that was looked through: a name that the database wrote twice stands once.
+
+    What was masked must be what is released: bytes of which only the last of two names was read are not.
+    Raises Refusal when it cannot be written (a number no decoder agrees on).
+    """
+    try:
         return msgspec.json.encode(tree)
+    except (OverflowError, UnicodeEncodeError, RecursionError, TypeError, ValueError) as error:
+        raise Refusal("unproven-answer", "the database's answer cannot be written again") from error
 
 
 def cut_answer(raw: bytes) -> tuple[list[bytes], list[bytes]]:

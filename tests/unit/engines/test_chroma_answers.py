@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -63,12 +64,12 @@ def test_only_the_allowed_fields_remain(call: Any, body: Any) -> None:
 
 
 @pytest.mark.parametrize(("call", "body"), SHAPES)
-def test_what_is_not_changed_is_released_as_its_own_bytes(call: Any, body: Any) -> None:
+def test_what_is_not_changed_keeps_its_values(call: Any, body: Any) -> None:
     asked, response = engine("chroma"), answer(body)
     kept = asked.mask(
         call, ask(asked, call), verdict(masks=(mask(field="payload.none", how="drop"),)), response
     )
-    assert kept.body is response.body
+    assert json.loads(kept.body) == json.loads(response.body)
     seen = asked.observe(call, ask(asked, call), response)
     assert (seen.ids, seen.rows, seen.body) == (kept.ids, kept.rows, response.body)
 
@@ -158,3 +159,23 @@ def test_a_value_that_stands_where_an_allowed_field_has_its_parent_goes(value: A
 def test_rows_under_a_status_of_an_error_are_not_released(call: Any, body: Any, status: int) -> None:
     with pytest.raises(Refusal):
         masked(engine("chroma"), call, STRICT, answer(body, status))
+
+
+@pytest.mark.parametrize("spelling", ["embeddings", r"\u0065mbeddings"])
+@pytest.mark.parametrize(
+    "decided",
+    [verdict(vectors=False), verdict(vectors=False, masks=(mask(pii=("email",)),)), STRICT],
+    ids=["vectors", "vectors and text", "all"],
+)
+def test_a_database_that_names_a_column_twice_releases_neither_vectors_nor_text(
+    spelling: str, decided: Any
+) -> None:
+    vectors = json.dumps([VECTOR, VECTOR])
+    twice = f'{{"ids":["a","b"],"{spelling}":{vectors},"documents":["x","from u@b.org"],'
+    twice += '"embeddings":null,"documents":["x","y"],"metadatas":[null,null],"uris":null,"include":[]}'
+    asked = engine("chroma")
+    out = asked.mask(GET, ask(asked, GET), decided, answer(twice.encode()))
+    assert b"0.063" not in out.body
+    assert out.body.count(b'"embeddings"') == 1
+    if decided.masks:
+        assert b"u@b.org" not in out.body
