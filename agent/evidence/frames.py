@@ -345,12 +345,9 @@ _MOST = 2**63 - 1  # a client may ask for more rows than 64 bits can say; that i
 
 
 def operation_part(operation: Operation) -> OperationPart:
-    fields = operation.fields
-    top_k, offset = operation.top_k, operation.offset
+    fields, top_k, offset = operation.fields, operation.top_k, operation.offset
     return OperationPart(
-        engine=operation.engine,
-        guard=operation.guard,
-        method=operation.method,
+        engine=operation.engine, guard=operation.guard, method=operation.method,
         actions=sorted(operation.actions),
         collections=sorted(operation.collections),
         top_k=None if top_k is None else min(top_k, _MOST),
@@ -363,10 +360,8 @@ def operation_part(operation: Operation) -> OperationPart:
         filtered=operation.filtered,
         carries_filter=operation.carries_filter,
         queries=min(operation.queries, _MOST),
-        rows=operation.rows,
-        bytes=operation.bytes,
-        partial=operation.partial,
-    )
+        rows=operation.rows, bytes=operation.bytes, partial=operation.partial,
+    )  # fmt: skip
 
 
 def operation_of(part: OperationPart) -> Operation:
