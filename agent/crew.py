@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import select
 import socket
 import stat
@@ -381,11 +382,14 @@ class Crew:
         task.add_done_callback(self._tasks.discard)
 
 
+_COUNTER = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # reasons are in it: protocol_client_chunked-in-1.0
+
+
 def _bounded(values: dict[str, int]) -> dict[str, int]:
     """Counters as the agent keeps them. Raises Unfit: one that lies must not stop the signing of all."""
     if len(values) > MAX_COUNTERS:
         raise Unfit(f"{len(values)} counters; at most {MAX_COUNTERS}")
     for name, value in values.items():
-        if len(name) > 64 or not name.isidentifier() or not 0 <= value <= MAX_COUNT:
+        if not _COUNTER.fullmatch(name) or not 0 <= value <= MAX_COUNT:
             raise Unfit("a counter that is none")
     return values

@@ -508,8 +508,9 @@ def test_counters_that_could_not_be_signed_end_their_worker(tmp_path: Path, valu
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)
         async with yard(tmp_path) as here:
             peer = await here.join()
-            peer.say(Counters({"accepted": 3}, 1))
-            await until(lambda: here.crew.members[0].counters == {"accepted": 3})
+            counted = {"accepted": 3, "protocol_client_chunked-in-1.0": 1, "refused_database-refused": 2}
+            peer.say(Counters(counted, 1))
+            await until(lambda: here.crew.members[0].counters == counted)
             peer.say(Counters(values, 1))
             await until(lambda: peer.closed)
             assert here.crew.members == {}
