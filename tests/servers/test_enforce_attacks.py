@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.servers.raw import wait_until
+from tests.servers.raw import say, wait_until
 from tests.servers.stage import Stage
 from tests.wire import strict_server
 from tests.wire.test_attacks import HIDDEN, NORMALISED, REFUSED
@@ -167,6 +167,8 @@ def seen() -> Iterator[tuple[dict[str, Outcome], dict[str, bytes]]]:
         wait_until(read, 10, "the stub's connections are closed")
         assert stage.status["coverage"]["bypass"] == 0
         yield outcomes, reached
+        assert "Traceback" not in stage.log.read_text()
+        assert "bug" not in stage.log.read_text()
 
 
 Both = tuple[dict[str, Outcome], dict[str, bytes]]
@@ -226,3 +228,25 @@ def test_what_is_denied_does_not_arrive_and_what_stands_behind_it_is_judged_by_i
 def test_a_request_inside_a_body_stays_a_body(seen: Both) -> None:
     sent = posts(seen[1]["body of a request"])
     assert all(request.path == b"/collections/kb/points/count" for request in sent)
+
+
+def test_what_is_not_http_1_is_refused_in_its_own_protocol_and_counted() -> None:
+    hello = bytes.fromhex("1603010200010001fc0303") + b"\x11" * 300
+    http2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
+    with Stage("qdrant") as stage:
+        raw = stage.folder / "raw.jsonl"
+        stage.start_database("127.0.0.1", "--raw", str(raw))
+        stage.vecward(POLICY)
+        tls, h2, rubbish = (say(stage, data) for data in (hello, http2, b"\x00\xff" * 20))
+        assert tls.got[:1] == b"\x15"  # an alert
+        assert b"HTTP/2 is not spoken here" in h2.got
+        assert rubbish.status == 403
+        assert b"no protocol that this guard speaks" in rubbish.body
+        # Workers tell what they counted once a second; the agent takes these names and goes on with them.
+        wait_until(
+            lambda: stage.status["proxy"].get("protocol_client_tls-without-key") == 1, 5, "it is counted"
+        )
+        assert stage.status["proxy"]["protocol_client_unknown-protocol"] == 1
+        assert len(stage.status["workers"]) == 2
+        assert "Traceback" not in stage.log.read_text()
+        assert {json.loads(line) for line in raw.read_text().splitlines()} <= {""}  # nothing was forwarded
