@@ -111,7 +111,7 @@ ODD: dict[str, tuple[list[bytes], dict[str, Any]]] = {
 def test_whatever_a_client_sends_it_gets_what_it_gets_directly(
     stage: Stage, direct: Stage, name: str
 ) -> None:
-    """Where the database closes on unread bytes, its reset may overtake its answer: then ours may be whole."""
+    """Where the database closes on unread bytes, its reset may overtake its answer; ours may be whole."""
     pieces, how = ODD[name]
     through = say(stage, *pieces, **how)
     directly: list[Talk] = []
@@ -120,6 +120,29 @@ def test_whatever_a_client_sends_it_gets_what_it_gets_directly(
         if without_date(through) == without_date(directly[-1]):
             return
     assert any(one.ended == "reset" and through.got.startswith(one.got) for one in directly), directly[0]
+
+
+# RFC 9113 3.3 and 8.3.1 by hand: preface, SETTINGS, one HEADERS frame of static fields.
+HTTP2 = r"""
+import socket
+def literal(index, value): return bytes([index, len(value)]) + value
+def frame(kind, flags, stream, body):
+    return len(body).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + body
+fields = b"\x82\x86" + literal(4, b"/api/v2/version") + literal(1, b"localhost")
+s = socket.create_connection(("127.0.0.1", 8000), 10)
+s.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + frame(1, 5, 1, fields))
+seen, body = b"", b""
+while True:
+    while len(seen) < 9 or len(seen) < 9 + int.from_bytes(seen[:3], "big"):
+        seen += s.recv(4096)
+    size, kind, flags = int.from_bytes(seen[:3], "big"), seen[3], seen[4]
+    payload, seen = seen[9 : 9 + size], seen[9 + size :]
+    if kind == 0:
+        body += payload
+        if flags & 1:
+            break
+print(body.decode())
+"""
 
 
 def test_http2_with_prior_knowledge_passes_and_is_recorded_as_opaque(stage: Stage) -> None:
