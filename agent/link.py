@@ -20,6 +20,7 @@ from agent.messages import AgentMessage, Hello, Identified, Identify, WorkerMess
 from policy.model import Subject
 
 IDENTITY_TIMEOUT = 5.0
+OBSERVED_TIMEOUT = 1.0  # a guard in observe goes on without a name rather than keep its client waiting
 MAX_QUESTIONS = 16_384
 _RETRY = 0.1
 
@@ -91,8 +92,10 @@ class AgentLink:
         if self._channel is not None:
             self._channel.send(messages.encode(message), descriptors)
 
-    async def identify(self, question: Callable[[int], Identify]) -> Subject:
-        """Raises AgentGone after 5 s. Asked again when the agent comes back within them."""
+    async def identify(
+        self, question: Callable[[int], Identify], seconds: float = IDENTITY_TIMEOUT
+    ) -> Subject:
+        """Raises AgentGone after `seconds`. Asked again when the agent comes back within them."""
         if len(self._questions) >= MAX_QUESTIONS:
             raise AgentGone(f"{MAX_QUESTIONS} identity questions wait already")
         self._last += 1
@@ -102,10 +105,10 @@ class AgentLink:
         self._questions[number] = (asked, answer)
         self._send(asked)
         try:
-            async with asyncio.timeout(IDENTITY_TIMEOUT):
+            async with asyncio.timeout(seconds):
                 return await answer
         except TimeoutError:
-            raise AgentGone(f"the agent did not say within {IDENTITY_TIMEOUT:.0f} s who connected") from None
+            raise AgentGone(f"the agent did not say within {seconds:g} s who connected") from None
         finally:
             del self._questions[number]
 

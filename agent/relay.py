@@ -105,24 +105,21 @@ class Relay:
         self.server_addr = address_of(client.get_extra_info("sockname"))
         self.accepted = socket_cookie(client)
         self.enforcing = guard.mode == "enforce"
-        self.bytes_in = 0
-        self.bytes_out = 0
+        self.bytes_in = self.bytes_out = 0
         self.tally = Tally()
-        self.admitted = False
-        self.tunnelled = False  # a rule of the policy lets it pass unread
+        self.admitted = self.tunnelled = False  # tunnelled: a rule of the policy lets it pass unread
         self._client: asyncio.Transport | None = client
         self._server: asyncio.Transport | None = None
         self._session: Session | None = None
-        self._early = b""  # what came before the session stood; at most one read, then reading is paused
+        self._early = self._early_server = b""  # before the session stood; reading pauses after the first
         self._eof_early = False
         self._queue: deque[_Waiting] = deque()
         self._mode: RecordMode = "strict"
         self._timer: asyncio.TimerHandle | None = None
         self._protocol: str | None = None
         self._unread: tuple[tuple[str, int, bytes], ...] | None = None
-        self._opened = False
+        self._opened = self._draining = False
         self._closing: str | None = None
-        self._draining = False
         self._client_full = self._server_full = self._behind = False
         client.set_write_buffer_limits(HIGH_WATER)
         self._start_task = asyncio.get_running_loop().create_task(self._start())
@@ -137,9 +134,7 @@ class Relay:
         try:
             self.subject = await self.host.identify(self)
             self.host.journal.open_session(self.id, self.host.card(self))
-            if (
-                not self.is_open
-            ):  # it came, and its name is known: that it left so soon is no reason not to say
+            if not self.is_open:  # gone already, but its name is known
                 self.host.journal.close_session(self.id, self._summary())
                 self.host.forget(self)
                 return
@@ -158,6 +153,10 @@ class Relay:
             if self._early:
                 early, self._early = self._early, b""
                 self._feed(self._session.client_data, early)
+            if self._early_server and not self._closing:
+                early, self._early_server = self._early_server, b""
+                pause(self._server, False)
+                self._feed(self._session.server_data, early)
             if self._eof_early:
                 self.client_eof()
         except Refuse as refused:
@@ -199,7 +198,9 @@ class Relay:
     def from_server(self, data: bytes) -> None:
         if self._session is not None:
             self._feed(self._session.server_data, data)
-        # Before the session stands nothing was asked: HTTP servers do not speak first.
+        elif not self._closing and self._server is not None:
+            self._early_server += data  # a database that speaks first
+            pause(self._server, True)
 
     def client_eof(self) -> None:
         if self._session is not None:

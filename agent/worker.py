@@ -25,7 +25,7 @@ from typing import Any
 from agent.card import session_card
 from agent.evidence.recorder import Recorder
 from agent.judge import SessionJudge
-from agent.link import AgentGone, AgentLink
+from agent.link import IDENTITY_TIMEOUT, OBSERVED_TIMEOUT, AgentGone, AgentLink
 from agent.messages import (
     VERSION,
     Adopt,
@@ -108,7 +108,8 @@ class Worker:
             return await self._link.identify(
                 lambda number: Identify(
                     number, guard, netns, relay.client_addr, relay.server_addr, sha256, relay.accepted
-                )
+                ),
+                IDENTITY_TIMEOUT if relay.enforcing else OBSERVED_TIMEOUT,
             )
         except AgentGone as error:
             if relay.enforcing:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -145,6 +146,27 @@ def test_what_a_client_sent_and_closed_before_it_was_identified_is_kept() -> Non
         assert host.session.calls == [("client_data", b"ask"), ("client_eof",)]
         assert (host.server.sent, host.server.state, host.client.paused) == (b"ask", "eof", False)
         assert relay.bytes_in == 3
+
+    run(story)
+
+
+def test_a_database_that_speaks_before_the_session_stands_is_heard() -> None:
+    async def story() -> None:
+        host = Host(Script(server_data=[Output(to_client=[b"hello"])]))
+        relay = host.accept("observe")
+        loop: Any = asyncio.get_running_loop()
+
+        async def dial(factory: Callable[[], Any], _host: str, _port: int) -> None:
+            side = factory()
+            side.connection_made(host.server)
+            side.data_received(b"hel")
+            side.data_received(b"lo")
+
+        loop.create_connection = dial
+        await turns()
+        assert host.session.calls == [("server_data", b"hello")]
+        assert (host.client.sent, host.server.paused) == (b"hello", False)
+        relay.end("killed")
 
     run(story)
 
