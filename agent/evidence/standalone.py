@@ -309,6 +309,10 @@ class StreamProof:
                         break
                     frames = control_frames(block)
                 except Damage as exc:
+                    grown = os.fstat(file.fileno()).st_size
+                    if exc.torn and grown > size and not isinstance(limit, int):
+                        size = end = grown  # its writer was in the middle of this block: look again
+                        continue
                     self.end_early(file, path.name, offset, exc, is_last)
                     return
                 except ValueError as exc:
