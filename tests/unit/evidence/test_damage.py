@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -385,3 +386,24 @@ def test_an_old_key_put_back_in_its_place_does_not_sign_again(copy: Path) -> Non
     finally:
         again.release()
     assert failing(copy) == {"key-break"}
+
+
+def test_a_block_that_its_writer_finishes_meanwhile_is_no_damage(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = stream_segments(copy)[-1]
+    data, blocks = path.read_bytes(), blocks_of(path)
+    unfinished = blocks[len(blocks) // 2]
+    cut(path, unfinished.offset + 80)
+    read = standalone.read_block
+
+    def read_beside_a_writer(file: BinaryIO, offset: int, limit: int) -> standalone.Block | None:
+        try:
+            return read(file, offset, limit)
+        except standalone.Damage:
+            path.write_bytes(data)  # the writer's turn, just after the reader met the end
+            raise
+
+    monkeypatch.setattr(standalone, "read_block", read_beside_a_writer)
+    report = verify(copy)
+    assert (report.exit_code, path.read_bytes() == data) == (0, True), report.findings
