@@ -19,7 +19,7 @@ from agent.channel import Channel
 from agent.link import AgentGone, AgentLink
 from agent.messages import Counters, Hello, Identified, Identify, Signed
 from policy.model import Attribution, Subject
-from tests.unit.agent.turning import run, until
+from tests.unit.agent.turning import run, turns, until
 
 
 class Agent:
@@ -198,13 +198,11 @@ def test_an_agent_that_takes_nobody_in_is_not_asked_in_a_loop(
 ) -> None:
     async def story() -> None:
         async with both(tmp_path, monkeypatch) as (agent, worker):
-            monkeypatch.setattr(link_module, "_RETRY", 0.02)
+            monkeypatch.setattr(link_module, "_RETRY", 3600)
             agent.refusing = True
-            await until(lambda: worker.link.is_up)
-            if agent.channel is not None:
-                agent.channel.close()
-            await asyncio.sleep(0.1)
-            assert agent.accepted <= 8
+            await until(lambda: worker.lost == 1)
+            await turns(200)  # a loop without the pause would have knocked dozens of times by now
+            assert (agent.accepted, worker.lost) == (1, 1)
 
     run(story)
 
