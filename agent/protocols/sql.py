@@ -62,7 +62,7 @@ class Reading(Protocol):
 
     @property
     def forgets(self) -> frozenset[str]:
-        """Protocol statements whose name may mean something else afterwards (PREPARE, DEALLOCATE); "*": all."""
+        """Protocol statements whose name may mean another thing afterwards (PREPARE, DEALLOCATE); "*": all."""
         ...
 
     @property
@@ -83,7 +83,7 @@ class Reading(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rewriting:
-    """The text as it is forwarded under a verdict. `text` is the reading's own where nothing had to change."""
+    """The text as it is forwarded under a verdict: the reading's own where nothing had to change."""
 
     reading: Reading
     text: str
@@ -95,7 +95,7 @@ class Rewriting:
 
 @dataclass(slots=True)
 class Released:
-    """A run of DataRow or CopyData messages after masking. All bytes are whole messages with their headers."""
+    """A run of DataRow or CopyData messages after masking, whole messages with their headers."""
 
     released: bytes  # for the client; the input object itself where nothing had to change
     recorded: bytes  # for the record at level masked: vectors replaced by dimension and digest
@@ -114,7 +114,7 @@ class Plan(Protocol):
         ...
 
     def release(self, run: bytes) -> Released:
-        """`run`: complete DataRow ('D') or CopyData ('d') messages. Raises Refusal (agent/protocols/http.py)."""
+        """`run`: whole DataRow or CopyData messages. Raises Refusal (agent/protocols/http.py)."""
         ...
 
 
