@@ -62,7 +62,7 @@ class Reading(Protocol):
 
     @property
     def forgets(self) -> frozenset[str]:
-        """Protocol statements whose name may mean another thing afterwards (PREPARE, DEALLOCATE); "*": all."""
+        """Protocol statements whose name may mean another thing after it (PREPARE, DEALLOCATE); "*": all."""
         ...
 
     @property
