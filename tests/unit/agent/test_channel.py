@@ -16,7 +16,7 @@ import pytest
 
 from agent import channel as channel_module
 from agent.channel import MAX_DESCRIPTORS, MAX_MESSAGE, Channel
-from tests.unit.agent.turning import run, until
+from tests.unit.agent.turning import run, turns, until
 
 
 class End:
@@ -106,7 +106,7 @@ def test_descriptors_of_a_message_in_pieces_wait_for_its_end(cut: int) -> None:
             data = frame(b"ab", 1)
             send_fds(peer, data[:cut], [file])
             os.close(file)
-            await asyncio.sleep(0.005)
+            await turns()
             assert end.messages == []
             peer.send(data[cut:])
             await until(lambda: end.messages)

@@ -38,7 +38,7 @@ from agent.messages import (
     Welcome,
 )
 from policy.model import Attribution, Subject
-from tests.unit.agent.turning import run, turns, until
+from tests.unit.agent.turning import pass_time, run, run_still, turns, until
 
 SETTINGS = Settings(1, 1, 1, 60.0, 60.0, "strict", "masked")
 SNAPSHOT = Snapshot("1", (), b"", SETTINGS, b"k" * 32)
@@ -73,6 +73,7 @@ class Owner:
         self.lost: list[Member] = []
         self.joins = 0
         self.presented: list[Present] = []
+        self.asked: list[Identify] = []
         self.answer: asyncio.Future[Subject] | None = None
 
     def snapshot(self) -> Snapshot:
@@ -82,6 +83,7 @@ class Owner:
         return self.guards.get(name)
 
     async def identify(self, question: Identify) -> Subject:
+        self.asked.append(question)
         if self.answer is not None:
             return await self.answer
         return Subject(Attribution.KERNEL, pid=question.client[1])
@@ -423,7 +425,7 @@ def test_an_identity_question_is_answered_to_who_asked_and_others_are_not_held_u
             here.owner.answer = asyncio.get_running_loop().create_future()
             first, second = await here.join(), await here.join()
             first.say(Identify(11, "q", 1, ("127.0.0.1", 5), ("127.0.0.1", 6333)))
-            await until(lambda: here.crew._tasks)
+            await until(lambda: here.owner.asked)
             slow, here.owner.answer = here.owner.answer, None
             second.say(Identify(11, "q", 1, ("127.0.0.1", 6), ("127.0.0.1", 6333)))
             await until(lambda: second.of(Identified))
@@ -453,7 +455,6 @@ def test_a_worker_that_goes_on_with_its_stream_keeps_its_sessions_when_the_disk_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without a spare it goes on in the segment it has, and gets one when there is room again."""
-    monkeypatch.setattr(crew_module, "SEGMENT_EVERY", 0.01)
     full = True
 
     def create(folder: Path, number: int) -> Any:
@@ -469,33 +470,36 @@ def test_a_worker_that_goes_on_with_its_stream_keeps_its_sessions_when_the_disk_
             monkeypatch.setattr(crew_module, "create_segment", create)
             peer = await here.join("q", stream=stream)
             peer.say(NeedSegment())
-            await asyncio.sleep(0.05)
+            for _ in range(5):
+                await pass_time(crew_module.SEGMENT_EVERY)
             assert not peer.closed
             assert peer.of(Segment) == []
             full = False
+            await pass_time(crew_module.SEGMENT_EVERY)
             await until(lambda: peer.of(Segment))
-            await turns()
+            for _ in range(5):
+                await pass_time(crew_module.SEGMENT_EVERY)
             assert [segment.number for segment in peer.of(Segment)] == [2]
 
-    run(story)
+    run_still(story)
     assert "no new segment: No space left on device" in capsys.readouterr().err
 
 
-def test_a_worker_that_floods_gets_no_more_segments_than_it_could_use(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(crew_module, "SEGMENT_EVERY", 0.001)
-
+def test_a_worker_that_floods_gets_no_more_segments_than_it_could_use(tmp_path: Path) -> None:
     async def story() -> None:
         async with yard(tmp_path) as here:
             peer = await here.join()
-            for _ in range(200):
-                peer.say(NeedSegment())
-                await asyncio.sleep(0.0005)
             folder = here.streams / peer.of(Welcome)[0].stream
+            for _ in range(50):
+                peer.say(NeedSegment())
+            await turns(100)
+            assert len(list_segments(folder)) == 3, "one at once, the next a second later"
+            for _ in range(20):
+                peer.say(NeedSegment())
+                await pass_time(crew_module.SEGMENT_EVERY)
             assert len(list_segments(folder)) == crew_module.UNUSED_SEGMENTS
 
-    run(story)
+    run_still(story)
 
 
 @pytest.mark.parametrize(
@@ -518,17 +522,18 @@ def test_counters_that_could_not_be_signed_end_their_worker(tmp_path: Path, valu
     run(story)
 
 
-def test_who_says_nothing_does_not_keep_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew_module, "HELLO_TIMEOUT", 0.05)
-
+def test_who_says_nothing_does_not_keep_a_place(tmp_path: Path) -> None:
     async def story() -> None:
         async with yard(tmp_path) as here:
             worker, silent = await here.join(), here.connect()
+            await pass_time(crew_module.HELLO_TIMEOUT - 1)
+            assert not silent.closed
+            await pass_time(2)
             await until(lambda: silent.closed)
-            await asyncio.sleep(0.1)
+            await pass_time(crew_module.HELLO_TIMEOUT * 10)
             assert not worker.closed
 
-    run(story)
+    run_still(story)
 
 
 def test_a_waiting_connection_goes_to_the_worker_with_the_fewest(tmp_path: Path) -> None:
@@ -587,18 +592,15 @@ def test_one_worker_does_not_answer_for_another(tmp_path: Path) -> None:
             await until(lambda: liar.of(Kill) and honest.of(Kill))
             liar.say(Ended("s1", found=False))
             liar.say(Ended("s1", found=False))
-            await asyncio.sleep(0.01)
+            liar.say(Counters({}, 7))
+            await until(lambda: here.crew.members[0].sessions == 7)
             honest.say(Ended("s1", found=True))
             assert await killing
 
     run(story)
 
 
-def test_a_worker_that_does_not_answer_holds_a_kill_up_for_a_bounded_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(crew_module, "KILL_TIMEOUT", 0.02)
-
+def test_a_worker_that_does_not_answer_holds_a_kill_up_for_a_bounded_time(tmp_path: Path) -> None:
     async def story() -> None:
         async with yard(tmp_path) as here:
             assert not await here.crew.kill("s0"), "nobody is there"
@@ -606,9 +608,14 @@ def test_a_worker_that_does_not_answer_holds_a_kill_up_for_a_bounded_time(
             killing = asyncio.get_running_loop().create_task(here.crew.kill("s1"))
             await until(lambda: answers.of(Kill) and silent.of(Kill))
             answers.say(Ended("s1", found=True))
+            answers.say(Counters({}, 2))
+            await until(lambda: here.crew.members[0].sessions == 2)
+            await pass_time(crew_module.KILL_TIMEOUT - 0.1)
+            assert not killing.done(), "the other one may still answer"
+            await pass_time(0.2)
             assert await killing
             answers.say(Ended("s1", found=True))  # late: nobody waits
             answers.say(Counters({}, 3))
             await until(lambda: here.crew.members[0].sessions == 3)
 
-    run(story)
+    run_still(story)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 from collections.abc import Iterable
@@ -19,7 +18,7 @@ from agent.guards import FOREVER, Guards, Reserve, Watched
 from agent.kernel import sockdiag
 from agent.kernel.records import GuardFlag
 from agent.kernel.sockdiag import Socket, State
-from tests.unit.agent.turning import run, until
+from tests.unit.agent.turning import pass_time, run, run_still, turns, until
 
 PROXY_CGROUP = 99
 _names = iter(range(10**6))
@@ -203,11 +202,7 @@ def test_the_owner_of_a_port_is_who_listens_on_the_address_that_was_dialled(yard
 # -- the reserve ----------------------------------------------------------------------------------
 
 
-def test_a_guard_that_enforces_has_a_reserve_while_workers_live_and_for_5_s_after(
-    yard: Yard, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(guards_module, "RESERVE_SECONDS", 0.03)
-
+def test_a_guard_that_enforces_has_a_reserve_while_workers_live_and_for_5_s_after(yard: Yard) -> None:
     async def story() -> None:
         yard.apply(guard("q", mode="enforce"), guard("o", 2))
         yard.changed()
@@ -215,32 +210,29 @@ def test_a_guard_that_enforces_has_a_reserve_while_workers_live_and_for_5_s_afte
         yard.changed("q", "o")
         assert list(yard.kernel.reserves) == [0], "a guard that passes on failure needs none"
         yard.changed("o")
-        await asyncio.sleep(0.01)
+        await pass_time(4.9)
         assert list(yard.kernel.reserves) == [0]
-        await until(lambda: not yard.kernel.reserves)
+        await pass_time(0.2)
+        assert yard.kernel.reserves == {}
         assert yard.find().reserve is None
         yard.changed("q", "o")
         assert list(yard.kernel.reserves) == [0]
         yard.guards.close()
 
-    run(story)
+    run_still(story)
 
 
-def test_what_waited_is_handed_to_the_first_worker_that_comes_in_time(
-    yard: Yard, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(guards_module, "RESERVE_SECONDS", 0.03)
-
+def test_what_waited_is_handed_to_the_first_worker_that_comes_in_time(yard: Yard) -> None:
     async def story() -> None:
         yard.apply(guard(mode="enforce"))
         yard.changed("q")
         yard.changed()
         clients = [yard.connect() for _ in range(3)]
-        await asyncio.sleep(0.005)
+        await turns()
         assert yard.adopted == []
         yard.changed("q")
         assert yard.adopted == ["q"] * 3
-        await asyncio.sleep(0.04)
+        await pass_time(60)
         assert list(yard.kernel.reserves) == [0], "the timer was for the time without workers"
         clients.append(yard.connect())  # a handshake that ended late
         await until(lambda: len(yard.adopted) == 4)
@@ -248,7 +240,7 @@ def test_what_waited_is_handed_to_the_first_worker_that_comes_in_time(
         for client in clients:
             client.close()
 
-    run(story)
+    run_still(story)
 
 
 def test_what_no_worker_takes_is_closed_and_not_kept(yard: Yard) -> None:
@@ -264,20 +256,16 @@ def test_what_no_worker_takes_is_closed_and_not_kept(yard: Yard) -> None:
     run(story)
 
 
-def test_one_guard_without_workers_takes_no_reserve_from_another(
-    yard: Yard, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(guards_module, "RESERVE_SECONDS", 0.01)
-
+def test_one_guard_without_workers_takes_no_reserve_from_another(yard: Yard) -> None:
     async def story() -> None:
         yard.apply(guard("a", 1, mode="enforce"), guard("b", 2, mode="enforce"))
         yard.changed("a", "b")
         yard.changed("b")
-        await until(lambda: 0 not in yard.kernel.reserves)
+        await pass_time(60)
         assert list(yard.kernel.reserves) == [1]
         yard.guards.close()
 
-    run(story)
+    run_still(story)
 
 
 def test_a_guard_that_observes_again_has_no_reserve_that_would_hold_clients_up(yard: Yard) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from agent.evidence.ledger import LedgerError
 from agent.evidence.retention import Outcome
 from agent.evidence.verify import verify
 from agent.notary import Notary
-from tests.unit.agent.turning import run
+from tests.unit.agent.turning import run, until
 
 
 def evidence(folder: Path) -> Evidence:
@@ -72,8 +71,7 @@ def test_what_the_ledger_refuses_is_counted_and_said(
     async def story() -> None:
         notary = Notary(evidence(tmp_path))
         notary.admin("off", {}, {})  # before `start` there is no ledger
-        while not notary._failures:  # noqa: ASYNC110 - the ledger's thread has no event
-            await asyncio.sleep(0.001)
+        await until(lambda: notary._failures)
         assert await notary.checkpoint({}) == {}
         notary.close({})
         assert notary._failures == 2

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from agent import relay as relay_module
 from agent.protocols.opaque import OpaqueSession
 from agent.protocols.session import Abort, Chunk, Opaque, Output, ProtocolError
-from agent.relay import HIGH_WATER, Refuse
+from agent.relay import HIGH_WATER, LINGER, Refuse
 from tests.unit.agent.side import SUBJECT, Host, Script, intent, result
-from tests.unit.agent.turning import run, turns
+from tests.unit.agent.turning import pass_time, run, run_still, turns
 
 # -- evidence before bytes ------------------------------------------------------------------------
 
@@ -241,44 +240,42 @@ def test_a_client_that_is_gone_before_it_was_identified_is_on_record_and_not_dia
     run(story)
 
 
-def test_in_enforce_a_client_that_asks_nothing_is_closed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_enforce_a_client_that_asks_nothing_is_closed_in_time() -> None:
     async def story() -> None:
         host = Host()
-        host.first_request = 0.01
         relay = await host.stand()
-        await asyncio.sleep(0.03)
-        assert not relay.is_open
+        held = []
+        for seconds in (host.first_request - 1, 2):
+            await pass_time(seconds)
+            held.append(relay.is_open)
+        assert held == [True, False]
         assert host.journal.summaries[relay.id]["reason"] == "first-request-timeout"
 
         quiet = Host()
-        quiet.first_request = 0.01
         observed = await quiet.stand("observe")
-        await asyncio.sleep(0.03)
+        await pass_time(quiet.first_request * 10)
         assert observed.is_open, "observe never breaks a client"
 
-    run(story)
+    run_still(story)
 
 
 @pytest.mark.parametrize("record", [intent(), Opaque("a tunnel rule covers it", "unknown")])
 def test_the_first_request_or_a_tunnel_ends_the_wait_for_the_first_request(record: Any) -> None:
     async def story() -> None:
         host = Host(Script(client_data=[Output(to_server=[b"x"], records=[record])]))
-        host.first_request = 0.01
         relay = await host.stand()
         relay.from_client(b"x")
         host.journal.answer_all()
-        await asyncio.sleep(0.03)
+        await pass_time(host.first_request * 10)
         assert relay.is_open
 
-    run(story)
+    run_still(story)
 
 
 # -- errors ---------------------------------------------------------------------------------------
 
 
-def test_a_refusal_can_be_read_before_the_connection_closes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay_module, "LINGER", 0.01)
-
+def test_a_refusal_can_be_read_before_the_connection_closes() -> None:
     async def story() -> None:
         host = Host(Script(client_data=[ProtocolError("bare-lf", "a bare LF")],
                            refuse_all=[Output(to_client=[b"HTTP/1.1 400 no\r\n\r\n"])]))  # fmt: skip
@@ -290,29 +287,30 @@ def test_a_refusal_can_be_read_before_the_connection_closes(monkeypatch: pytest.
         assert host.counts == {"protocol_client_bare-lf": 1}
         relay.from_client(b"the rest of the upload")  # read and dropped: unread, it would reset the answer
         assert [call[0] for call in host.session.calls] == ["client_data", "refuse_all", "abandon"]
-        await asyncio.sleep(0.05)
+        await pass_time(LINGER - 0.1)
+        assert host.client.state == "eof", "it may still be reading"
+        await pass_time(0.2)
         assert host.client.state == "aborted"
 
-    run(story)
+    run_still(story)
 
 
-def test_a_slow_reader_gets_the_whole_of_a_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay_module, "LINGER", 0.01)
-
+def test_a_slow_reader_gets_the_whole_of_a_last_answer() -> None:
     async def story() -> None:
         host = Host(Script(server_data=[Output(to_client=[b"x" * 100], close="both")]))
         relay = await host.stand("observe")
         host.client.waiting = 100
         relay.from_server(b"all of it")
         for left in (60, 30, 10):
-            await asyncio.sleep(0.02)
+            await pass_time(LINGER * 1.1)
             assert host.client.state == "eof", "it was still being read"
             host.client.waiting = left
         host.client.waiting = 0
-        await asyncio.sleep(0.05)
+        for _ in range(2):
+            await pass_time(LINGER * 1.1)
         assert host.client.state == "aborted"
 
-    run(story)
+    run_still(story)
 
 
 def test_a_broken_answer_resets_the_client_so_that_it_does_not_look_whole() -> None:

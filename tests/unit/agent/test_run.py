@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ def test_as_many_workers_as_configured_or_as_cores_that_may_be_used(monkeypatch:
     assert worker_count(Config()) == 1
 
 
-def test_what_dies_is_started_again_later_each_time_and_counted() -> None:
+def test_what_dies_is_started_again_later_each_time_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     said: list[str] = []
     child = _Child("proxy 0", lambda: ended(3))
     here = supervisor(said, child)
@@ -47,6 +50,7 @@ def test_what_dies_is_started_again_later_each_time_and_counted() -> None:
         here._spawn(child)
         here._reap()
         assert child.pid == 0
+        now += child.delay - 0.01
         here._reap()
         assert child.pid == 0, "not before its delay is over"
         delays.append(child.delay)

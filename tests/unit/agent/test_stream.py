@@ -14,7 +14,7 @@ import pytest
 from agent.evidence.segment import create_segment, new_stream_id
 from agent.messages import Present, Segment, Welcome
 from agent.stream import EvidenceStream
-from tests.unit.agent.turning import run
+from tests.unit.agent.turning import run, turns
 
 
 def test_segments_of_a_stream_that_never_began_are_not_written_to(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_segments_of_a_stream_that_never_began_are_not_written_to(tmp_path: Path
             stream.take_segment(Segment(name, number), made.fd)
         stream.begin(Welcome(new, "host-1", "boot-1", 0))
         stream.recorder.open_session("s", {"session": "s"})
-        await asyncio.sleep(0.01)
+        await turns()
         stream.recorder.release_files()
 
     run(story)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from agent.identity.identifier import Identifier, Sources, plain
 from agent.identity.record import UNSET_ID, FileId, KernelRecord
 from agent.kernel.records import Identity, IdentityFlag, ProcessRecord
 from policy.model import Attribution
+from tests.unit.agent.turning import pass_time, run_still, until
 from tests.unit.identity.fake_proc import FakeProc
 
-Play = Callable[[Identifier], Awaitable[Any]]
+Play = Callable[[Identifier], Coroutine[Any, Any, Any]]
 
 
 @pytest.fixture
@@ -29,14 +30,18 @@ def fake(tmp_path: Path) -> FakeProc:
 
 
 def play(fake: FakeProc, record: KernelRecord | None, what: Play) -> Any:
-    async def run() -> Any:
+    """What `what` makes of an identifier. No wait ends by itself: the clock stands."""
+    found: list[Any] = []
+
+    async def story() -> None:
         identifier = Identifier(Sources(lambda *_: record, lambda _: [], lambda *_: None), fake.host)
         try:
-            return await what(identifier)
+            found.append(await what(identifier))
         finally:
             identifier.close()
 
-    return asyncio.run(run())
+    run_still(story)
+    return found[0]
 
 
 async def ask(identifier: Identifier, sha256: bool = False) -> Any:
@@ -56,6 +61,16 @@ def test_without_a_record_a_local_caller_is_nobody(fake: FakeProc) -> None:
     assert play(fake, None, ask).attribution is Attribution.UNATTRIBUTED
 
 
+async def ask_and_wait(identifier: Identifier, hangs: Callable[[], Any], seconds: float) -> Any:
+    """The answer when the read that `hangs` has been waited for so long."""
+    asking = asyncio.get_running_loop().create_task(ask(identifier))
+    await until(hangs)
+    await pass_time(seconds - 0.01)
+    assert not asking.done()
+    await pass_time(0.02)
+    return await asking
+
+
 def test_a_process_whose_memory_hangs_costs_a_bounded_wait_and_only_its_arguments(
     fake: FakeProc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,16 +80,16 @@ def test_a_process_whose_memory_hangs_costs_a_bounded_wait_and_only_its_argument
 
     def hang(fd: int, reading: object) -> None:
         touched.append(fd)
-        release.wait(10)
+        release.wait()
 
-    monkeypatch.setattr(module, "READ_S", 0.05)
     monkeypatch.setattr("agent.identity.observe.read_memory", hang)
 
     async def twice(identifier: Identifier) -> Any:
-        first = await ask(identifier)
-        second = await ask(identifier)
-        release.set()
-        return first, second
+        try:
+            first = await ask_and_wait(identifier, lambda: touched, module.READ_S)
+            return first, await ask(identifier)
+        finally:
+            release.set()
 
     first, second = play(fake, fake.record(50, app), twice)
     for subject in (first, second):
@@ -84,15 +99,20 @@ def test_a_process_whose_memory_hangs_costs_a_bounded_wait_and_only_its_argument
 
 
 def test_a_slow_name_service_is_not_waited_for(fake: FakeProc, monkeypatch: pytest.MonkeyPatch) -> None:
-    app, release = fake.program("app"), threading.Event()
+    app, asked, release = fake.program("app"), threading.Event(), threading.Event()
     fake.process(50, app)
-    monkeypatch.setattr(module, "NAMES_S", 0.05)
-    monkeypatch.setattr("agent.identity.users.pwd.getpwuid", lambda _: release.wait(10))
+
+    def hang(uid: int) -> None:
+        asked.set()
+        release.wait()
+
+    monkeypatch.setattr("agent.identity.users.pwd.getpwuid", hang)
 
     async def once(identifier: Identifier) -> Any:
-        subject = await ask(identifier)
-        release.set()
-        return subject
+        try:
+            return await ask_and_wait(identifier, asked.is_set, module.NAMES_S)
+        finally:
+            release.set()
 
     record = replace(fake.record(50, app), user_ns=fake.host.user_ns)
     subject = play(fake, record, once)

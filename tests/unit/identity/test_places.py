@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -41,10 +40,11 @@ def test_a_hash_is_kept_only_when_a_change_would_show(
 ) -> None:
     path, digests = tmp_path / "app", Digests()
     path.write_bytes(b"x")
+    changed = path.stat().st_ctime_ns
+    monkeypatch.setattr("agent.identity.digest.time.time_ns", lambda: changed + RACY_NS)
     digest(digests, path)
     assert digests.cached(path.stat()) is None, "its ctime is too young"
-    later = time.time_ns() + 2 * RACY_NS
-    monkeypatch.setattr("agent.identity.digest.time.time_ns", lambda: later)
+    monkeypatch.setattr("agent.identity.digest.time.time_ns", lambda: changed + RACY_NS + 1)
     digest(digests, path)
     assert digests.cached(path.stat()) == hashlib.sha256(b"x").hexdigest()
     os.utime(path, ns=(0, 0))
