@@ -128,6 +128,28 @@ class Output:
     """client-eof: send FIN to the client after the bytes; server-eof: send FIN to the database; both: flush,
     then close both; reset: abort both at once, so that nothing looks whole."""
     held: bool = False  # a verdict of hold is pending: `resume` will continue
+    secure: Literal["no", "client", "server"] = "no"
+    """After the bytes of this output were written, that side begins a TLS handshake (see `Securing`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsTerms:
+    """What TLS a session may have of its relay, by its guard's configuration."""
+
+    client: Literal["no", "offered", "required"] = "no"  # no: there is no certificate to answer with
+    server: bool = False  # the database is spoken to over TLS, or not at all
+
+
+@dataclass(frozen=True, slots=True)
+class Secured:
+    """A TLS handshake that ended well, every check the configuration asks for included."""
+
+    side: Literal["client", "server"]
+    version: str  # "TLSv1.2", "TLSv1.3"
+    cipher: str
+    alpn: str | None  # what was agreed on: "http/1.1", "postgresql"
+    subject: str | None  # of the peer's verified certificate, RFC 4514; None: it showed none
+    certificate: bytes  # the peer's own, DER, verified or not (RFC 5929 section 4); b"": it showed none
 
 
 class Session(Protocol):
@@ -150,6 +172,26 @@ class Session(Protocol):
 
     def refuse_all(self, message: str) -> Output:
         """The engine's own error for a connection that must end (no identity, agent unreachable)."""
+        ...
+
+
+class Securing(Session, Protocol):
+    """A session that may put TLS under a side: every one that can give an `Output` with `secure`.
+
+    It then waits: it forwards nothing to that side and reads nothing of it as plain text until `secured`.
+    The relay cuts both sides when the handshake fails (after `refuse_all`, where it was the database's).
+    """
+
+    def begin_tls(self, side: Literal["client", "server"]) -> bytes:
+        """Called once the output with `secure` was written. Returns what came of that side meanwhile and
+        belongs to the handshake: a ClientHello that told what the client speaks. Whatever is called
+        `client_data` (or `server_data`) afterwards was decrypted. Raises ProtocolError where plain bytes
+        wait that nobody may take for encrypted ones (CVE-2021-23214).
+        """
+        ...
+
+    def secured(self, secured: Secured) -> Output:
+        """The handshake ended well. The judge knows `secured.subject` already."""
         ...
 
 
