@@ -99,7 +99,7 @@ class Released:
 
     released: bytes  # for the client; the input object itself where nothing had to change
     recorded: bytes  # for the record at level masked: vectors replaced by dimension and digest
-    rows: int
+    rows: int  # -1: nothing was looked at, so not counted; the CommandComplete tag (or the session) knows
     ids: tuple[str, ...] = ()
     vectors_cut: int = 0  # vectors replaced in `recorded`
     masks: tuple[Masked, ...] = ()
