@@ -35,7 +35,13 @@ IMPURE = (
 ALLOWED: dict[str, tuple[str, ...]] = {
     "policy": ("policy",),
     "agent.protocols": ("policy", "agent.protocols"),
-    "agent.engines": ("policy", "agent.engines", "agent.protocols.http", "agent.protocols.session"),
+    "agent.engines": (
+        "policy",
+        "agent.engines",
+        "agent.protocols.http",
+        "agent.protocols.session",
+        "agent.protocols.sql",
+    ),
     "agent.kernel": ("policy.model", "agent.kernel", "agent.config"),
     "agent.identity": ("policy.model", "agent.identity", "agent.kernel"),
     "agent.evidence": ("policy", "agent.evidence", "agent.protocols.session"),
