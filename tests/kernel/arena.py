@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
+import json
 import os
 import pickle
 import pwd
@@ -30,6 +31,7 @@ from agent.kernel.steering import Steering
 
 ROOT = Path(__file__).resolve().parents[2]
 OBJECT = Path(os.environ.get("VECWARD_TEST_OBJECT") or ROOT / "bpf" / "steer.bpf.o")  # see mutate.py
+PATIENCE = 90.0  # seconds for what takes milliseconds: a busy machine is no failure
 _PREFIX = "vwtest-"
 _NEWNET, _NEWUSER, _NEWNS = 0x40000000, 0x10000000, 0x00020000
 _PR_SET_PDEATHSIG = 1
@@ -142,6 +144,8 @@ class Arena:
                 ["link", "set", name, "up"],
             ):
                 subprocess.run([*inside, *command], check=True, capture_output=True)
+        for space, name in ((one, near), (other, far)):
+            wait_until(lambda space=space, name=name: _usable(space, name), f"{name} is up")  # type: ignore[misc]
 
     def subgroup(self, name: str) -> Path:
         """A child cgroup, made when first asked for."""
@@ -180,7 +184,7 @@ class Arena:
         """
         return Fork(self._entry(user, group, netns or self.netns, unshare), function, self._stack)
 
-    def run(self, function: Callable[[], _Result], timeout: float = 20, **where: Any) -> _Result:
+    def run(self, function: Callable[[], _Result], timeout: float = PATIENCE, **where: Any) -> _Result:
         """`fork`, wait, and give back what it returned (picklable). Raises `Failed`."""
         result: _Result = self.fork(function, **where).result(timeout)
         return result
@@ -245,7 +249,7 @@ class Fork:
         self._ended = False
         stack.callback(self.kill)
 
-    def said(self, timeout: float = 20) -> Any:
+    def said(self, timeout: float = PATIENCE) -> Any:
         """The next thing the child said. Raises `Failed` if it failed, EOFError if it died."""
         import select
 
@@ -256,7 +260,7 @@ class Fork:
             raise Failed(value)
         return value
 
-    def result(self, timeout: float = 20) -> Any:
+    def result(self, timeout: float = PATIENCE) -> Any:
         try:
             return self.said(timeout)
         finally:
@@ -312,7 +316,7 @@ def remove_cgroup(path: Path) -> None:
     if not path.exists():
         return
     (path / "cgroup.kill").write_text("1")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE
     for directory in (*sorted((p for p in path.rglob("*") if p.is_dir()), reverse=True), path):
         while True:
             try:
@@ -322,6 +326,22 @@ def remove_cgroup(path: Path) -> None:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
+
+
+def wait_until(holds: Callable[[], object], what: str) -> None:
+    """Until `holds()`; raises AssertionError when it has not come about in `PATIENCE`."""
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline, f"not after {PATIENCE:g} s: {what}"
+        time.sleep(0.005)
+
+
+def _usable(space: Namespace, name: str) -> bool:
+    """The link carries and the addresses given to it may be bound: the kernel does both in its own time."""
+    command = ["nsenter", f"--net=/proc/{space.pid}/ns/net", "ip", "-j", "addr", "show", "dev", name]
+    [link] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    given = [one for one in link["addr_info"] if one["scope"] == "global"]
+    return link["operstate"] == "UP" and not any(one.get("tentative") for one in given)
 
 
 def _ids(user: str | int | None) -> tuple[int, int] | None:

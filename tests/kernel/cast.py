@@ -127,7 +127,9 @@ def plain(address: str) -> Address:
     return getattr(value, "ipv4_mapped", None) or value
 
 
-def connect(address: str, port: int = PORT, source: tuple[str, int] | None = None, timeout: float = 5) -> str:
+def connect(
+    address: str, port: int = PORT, source: tuple[str, int] | None = None, timeout: float = 60
+) -> str:
     """What the other side says: its bytes, or the name of the error."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
@@ -138,7 +140,7 @@ def talk(
     sock: socket.socket,
     begin: Callable[[], object],
     source: tuple[str, int] | None = None,
-    timeout: float | None = 5,
+    timeout: float | None = 60,
 ) -> str:
     """Begin a connection on ``sock``, read to its end, close it by reset (no TIME_WAIT)."""
     with sock:
@@ -164,7 +166,7 @@ def hold(address: str, port: int = PORT, source: tuple[str, int] | None = None) 
     """In a child: connect, say (source port, own process id) or the error, and stay until killed."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.settimeout(5)
+    sock.settimeout(60)
     try:
         if source is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from agent.identity import identifier
 from agent.kernel.steering import Steering
-from tests.kernel.arena import Arena, why_not
+from tests.kernel.arena import PATIENCE, Arena, why_not
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +17,13 @@ def _able() -> None:
     reason = why_not()
     if reason is not None:
         pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def _patient_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No read of identity is given up because the machine is busy; that it is bounded is tested elsewhere."""
+    for bound in ("READ_S", "NAMES_S", "HASH_S", "ROUTE_S"):
+        monkeypatch.setattr(identifier, bound, PATIENCE)
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ import pytest
 
 from agent.kernel import attach, doctor, libbpf, load, sockdiag, syscalls
 from agent.kernel.errors import SteeringError
-from agent.kernel.records import EventKind
+from agent.kernel.records import Event, EventKind
 from agent.kernel.steering import Steering
-from tests.kernel.arena import OBJECT, Arena, say, sweep
+from tests.kernel.arena import OBJECT, Arena, say, sweep, wait_until
 from tests.kernel.cast import ENFORCE, OBSERVE, PORT, Database, Worker, connect, guard, hold
 
 NOBODY = 65534
@@ -152,17 +152,25 @@ def test_the_agent_works_without_root(arena: Arena) -> None:
             steering.set_local_addresses(sockdiag.local_addresses())
             steering.exempt(4711)
             say(steering.exempted())
+            os.write(go, b"!")
             client.said()
-            [event] = steering.read_events()
+            events: list[Event] = []
+
+            def look() -> bool:
+                events.extend(steering.read_events())
+                return bool(events)
+
+            wait_until(look, "an event")
+            [event] = events
             say((event.who, event.kind))
             assert sockdiag.destroy(sockdiag.connections(PORT)[0]) in (True, False)
             return steering.stats()
 
     # the client starts when the guard stands; the agent's child inherits its pipe
-    import time
+    stands, go = os.pipe()
 
     def late() -> None:
-        time.sleep(0.5)
+        os.read(stands, 1)
         hold("127.0.0.1")
 
     client = arena.fork(late, user=1)
@@ -171,6 +179,8 @@ def test_the_agent_works_without_root(arena: Arena) -> None:
     who, kind = child.said()
     assert (who.uid, kind) == (1, EventKind.UNOBSERVED)
     assert child.result()["established_unobserved"] == 1
+    os.close(stands)
+    os.close(go)
 
 
 def test_a_worker_can_be_placed_without_root(arena: Arena) -> None:

@@ -19,7 +19,7 @@ import pytest
 from agent.kernel.namespaces import socket_cookie
 from agent.kernel.records import FLOW, IDENTITY, Identity, IdentityFlag
 from agent.kernel.steering import Steering
-from tests.kernel.arena import Arena, Fork, say
+from tests.kernel.arena import PATIENCE, Arena, Fork, say, wait_until
 from tests.kernel.cast import (
     ENFORCE,
     OBSERVE,
@@ -259,6 +259,7 @@ def test_a_full_table_is_counted_and_never_opens_the_database(arena: Arena, enfo
     fill(arena, "identities", FLOW.size, IDENTITY.size)
     client = arena.fork(lambda: hold("127.0.0.1"), user=NOBODY)
     sport, _ = client.said()
+    wait_until(lambda: enforced.stats()["established_steered"] == 1, "the worker's end stands")
     assert named(enforced, arena.netns.cookie, sport) is None  # the proxy refuses it as unattributed
     stats = enforced.stats()
     assert (stats["identity_lost"], stats["established_steered"], stats["established_bypass"]) == (1, 1, 0)
@@ -290,7 +291,7 @@ def test_a_socket_that_cannot_hold_the_record_is_refused(arena: Arena, enforced:
 def test_a_client_gone_before_accept_keeps_its_name(arena: Arena, enforced: Steering) -> None:
     code = f"import socket; s = socket.create_connection(('127.0.0.1', {PORT})); print(s.getsockname()[1])"
     shell = arena.popen(["sh", "-c", f'{PYTHON} -c "{code}"; exit 0'], user=NOBODY, stdout=subprocess.PIPE)
-    assert shell.wait(20) == 0
+    assert shell.wait(PATIENCE) == 0
     assert shell.stdout is not None
     shell.stdout.close()
     [(_, who)] = enforced.pending()
@@ -364,8 +365,8 @@ def test_many_short_lived_clients_of_several_users_are_all_told_apart(
             running.append((arena.fork(client, user=1 + number % 5), 1 + number % 5))
         if running and number >= min(parallel, processes) - 1:
             child, uid = running.pop(0)
-            wanted += [(port, child.pid, uid) for port in child.result(60)]
-    assert sorted(asked.result(60)) == sorted(wanted)
+            wanted += [(port, child.pid, uid) for port in child.result()]
+    assert sorted(asked.result()) == sorted(wanted)
     assert len(wanted) == processes * each
     stats = steering.stats()
     assert stats["identity_written"] == stats["established_steered"] == processes * each

@@ -20,7 +20,7 @@ from agent.identity.host import read_host
 from agent.identity.identifier import Identifier
 from agent.kernel.steering import Steering
 from policy.model import Attribution, Subject
-from tests.kernel.arena import Arena, Namespace, say
+from tests.kernel.arena import Arena, Namespace, say, wait_until
 from tests.kernel.cast import OBSERVE, PORT, Database, Worker, guard, hold
 
 NOBODY = 65534
@@ -142,14 +142,20 @@ def test_a_local_caller_on_a_link_local_address_is_not_remote(
     arena: Arena, steering: Steering, joined: Namespace
 ) -> None:
     inside = ["nsenter", f"--net=/proc/{arena.netns.pid}/ns/net", "ip", "-j", "-6", "addr", "show"]
-    links = json.loads(subprocess.run(inside, check=True, capture_output=True).stdout)
-    (name, address), *_ = (
-        (link["ifname"], one["local"])
-        for link in links
-        for one in link["addr_info"]
-        if one.get("scope") == "link"
-    )
-    time.sleep(2)  # until duplicate address detection is done
+    found: list[tuple[str, str]] = []
+
+    def look() -> bool:
+        links = json.loads(subprocess.run(inside, check=True, capture_output=True).stdout)
+        found[:] = [
+            (link["ifname"], one["local"])
+            for link in links
+            for one in link["addr_info"]
+            if one.get("scope") == "link" and not one.get("tentative")
+        ]
+        return bool(found)
+
+    wait_until(look, "duplicate address detection is done")
+    name, address = found[0]
     Database(arena, "::", port=PORT + 1)
     guard(arena, steering, OBSERVE, port=PORT + 1)
 

@@ -12,7 +12,7 @@ import pytest
 
 from agent.kernel.records import FLOW, EventKind, GuardFlag
 from agent.kernel.steering import Steering
-from tests.kernel.arena import Arena
+from tests.kernel.arena import Arena, wait_until
 from tests.kernel.cast import (
     ENFORCE,
     OBSERVE,
@@ -117,7 +117,7 @@ def test_a_stale_ticket_is_refused(arena: Arena, enforced: Steering) -> None:
     worker = Worker(arena, enforced)
     proxy = arena.fork(lambda: hold("127.0.0.1"), group="proxy")
     assert proxy.said() != "ECONNREFUSED"
-    assert enforced.entries()["tickets"] == 0  # spent at once, not only when its socket closes
+    wait_until(lambda: not enforced.entries()["tickets"], "spent at once, not only when its socket closes")
     source = ("127.0.0.1", 45001)
     assert arena.run(lambda: connect("127.0.0.1", source=source), group="proxy") == "db"
     assert enforced.entries()["tickets"] == 0
@@ -380,10 +380,10 @@ def test_a_connection_that_reaches_the_database_unticketed_is_reported(
 def test_udp_to_an_enforced_port_is_dropped_and_to_an_observed_one_is_not(
     arena: Arena, steering: Steering
 ) -> None:
-    def ask() -> str:
+    def ask(patience: float) -> str:
         with socket.socket(type=socket.SOCK_DGRAM) as server, socket.socket(type=socket.SOCK_DGRAM) as client:
             server.bind(("127.0.0.1", PORT))
-            server.settimeout(0.3)
+            server.settimeout(patience)
             client.sendto(b"x", ("127.0.0.1", PORT))
             try:
                 return server.recv(10).decode()
@@ -391,7 +391,7 @@ def test_udp_to_an_enforced_port_is_dropped_and_to_an_observed_one_is_not(
                 return "nothing"
 
     guard(arena, steering, OBSERVE)
-    assert arena.run(ask) == "x"
+    assert arena.run(lambda: ask(60)) == "x"
     guard(arena, steering, ENFORCE)
-    assert arena.run(ask) == "nothing"
-    assert steering.stats()["lookup_not_tcp"] == 1
+    assert arena.run(lambda: ask(0.3)) == "nothing"
+    wait_until(lambda: steering.stats()["lookup_not_tcp"] == 1, "it was looked at and dropped")
