@@ -25,6 +25,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from agent.engines.census import MAX_VALUES, STRINGS, has_many_arrays, is_crowded, stand_in
 from agent.protocols.http import Refusal
 
 MAX_DEPTH: Final = 64  # of nesting; deeper filters have no use, and servers' own bounds are 128
@@ -35,11 +36,12 @@ _SHORTEST: Final = 2 * DIGEST_MIN + 1  # bytes of that many
 
 _NUMERIC: Final = b"0123456789+-.eE, \t\r\n"
 _BUT_COMMAS: Final = _NUMERIC.replace(b",", b"")
+MAX_ESCAPES: Final = 1_000_000  # in names, and in strings with surrogates: each is looked at
 _ESCAPE: Final = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
 # Possessive: a repeat that could give back would hold 64 bytes of memory for each byte of a string.
 _STRING: Final = re.compile(rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"([ \t\r\n]*+:)?', re.DOTALL)
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _NEEDLESS: Final = frozenset(range(0x20, 0x7F)) - {0x22, 0x5C}  # code points no encoder must escape
-_STRINGS: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)  # an open one too: never read twice
 _BRACKETS: Final = bytes(b for b in range(256) if b not in b"[]{}")
 _STEP: Final = {0x5B: 1, 0x7B: 1, 0x5D: -1, 0x7D: -1}
 
@@ -128,7 +130,7 @@ class StrictReader:
         if len(raw) > MAX_BYTES:
             raise BodyRefusal("body-too-large", f"the JSON body is over {MAX_BYTES} bytes")
         if raw is not self._raw:
-            cut = len(raw) >= LONG and b"NaN" not in raw
+            cut = len(raw) >= LONG and b"NaN" not in raw and not has_many_arrays(raw)
             self._split = split = cut_arrays(raw) if cut else Cuts([raw], [], [])
             self._raw = raw
             self._skeleton = b"NaN".join(split.pieces) if split.cuts else raw
@@ -164,6 +166,8 @@ class StrictReader:
         """As `digest`; a body that was just read is not searched for its vectors again."""
         split, proven = self._split, self._proven and raw is self._raw
         self._raw = None  # a body is not kept for longer than its request
+        if has_many_arrays(raw):
+            return stand_in(raw), 0
         if not proven or cut_arrays(self._skeleton, _SHORTEST).cuts:
             return digest(raw)
         done = [split.pieces[0]]
@@ -176,6 +180,9 @@ class StrictReader:
     def _decode(self, skeleton: bytes, cuts: list[bytes]) -> Tree:
         self._cuts = cuts
         self._next = 0
+        if is_crowded(skeleton):
+            message = f"the JSON body has more than {MAX_VALUES} values"
+            raise BodyRefusal("too-many-values", message)
         check_depth(skeleton)
         try:
             tree = self._decoder.decode(skeleton.decode("utf-8"))
@@ -200,7 +207,7 @@ def check_depth(raw: bytes) -> None:
     """Refuse nesting over MAX_DEPTH, before any recursive decoder meets it."""
     if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
         return
-    steps = _STRINGS.sub(b"", raw).translate(None, _BRACKETS)
+    steps = STRINGS.sub(b"", raw).translate(None, _BRACKETS)
     if max(accumulate(map(_STEP.__getitem__, steps)), default=0) > MAX_DEPTH:
         raise BodyRefusal("too-deep", f"the JSON body nests deeper than {MAX_DEPTH}")
 
@@ -211,11 +218,18 @@ def check_escapes(raw: bytes) -> None:
     Names that must be escaped (quotes, controls) or that a cautious encoder escapes (not ASCII)
     stay: no structural name of any engine has such a character.
     """
+    looked_at = 0
     for match in _STRING.finditer(raw):
         text = match[1]
         if b"\\" not in text:
             continue
         name = match[2] is not None
+        if not name and _SURROGATE.search(text) is None:
+            continue
+        looked_at += text.count(b"\\")
+        if looked_at > MAX_ESCAPES:
+            message = f"the JSON body has more than {MAX_ESCAPES} escapes that have to be looked at"
+            raise BodyRefusal("too-many-escapes", message)
         high = -1  # where a high surrogate wants its other half
         for escape in _ESCAPE.finditer(text):
             code = int(escape[1], 16) if escape[1] else -1
@@ -274,8 +288,11 @@ def norm(vector: Tree) -> float | None:
 def digest(raw: bytes) -> tuple[bytes, int]:
     """A recorded form: each vector outside strings as ``{"dim":N,"sha256":"..."}``, and how many.
 
-    For bytes of any origin: where the quotes do not add up nothing is cut after that place.
+    For bytes of any origin: where the quotes do not add up nothing is cut after that place. A body of more
+    arrays than are looked at has a `stand_in`.
     """
+    if has_many_arrays(raw):
+        return stand_in(raw), 0
     split = cut_arrays(raw, _SHORTEST)
     if not split.cuts:
         return raw, 0

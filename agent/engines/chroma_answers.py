@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import msgspec
 
+from agent.engines.census import is_crowded
 from agent.engines.chroma_rewrite import carries
-from agent.engines.splice import open_numbers, read_answer, write_answer
+from agent.engines.splice import decode, open_numbers, read_answer, write_answer
 from agent.engines.veil import Veil
 from agent.protocols.http import Answer, Refusal, Response
 from policy.model import Verdict
@@ -28,7 +29,7 @@ _HOLDS_ROWS: Final = frozenset({*_COLUMNS, *_SCORES, "metadatas", "embeddings"})
 
 
 class _Ids(msgspec.Struct):
-    ids: list[Any]
+    ids: msgspec.Raw
 
 
 _ids_decoder = msgspec.json.Decoder(_Ids)
@@ -55,8 +56,14 @@ def _read_ids(body: bytes) -> list[Any]:
     if body.startswith(b'{"ids":['):
         end = body.find(b'],"')
         if end >= 0:
-            return _list_decoder.decode(body[7 : end + 1])
-    return _ids_decoder.decode(body).ids
+            return _read_list(body[7 : end + 1])
+    return _read_list(bytes(_ids_decoder.decode(body).ids))
+
+
+def _read_list(raw: bytes) -> list[Any]:
+    if is_crowded(raw):
+        raise ValueError("too many ids to tell them apart")
+    return _list_decoder.decode(raw)
 
 
 def _flatten(ids: list[Any]) -> tuple[tuple[str, ...], int]:
@@ -110,7 +117,7 @@ def mask(
 def _check_no_rows(body: bytes) -> None:
     """An error that holds rows is no error we know how to mask."""
     try:
-        tree = msgspec.json.decode(body) if body else None
+        tree = decode(body) if body else None
     except (msgspec.DecodeError, ValueError, RecursionError):
         return
     if isinstance(tree, dict) and not _HOLDS_ROWS.isdisjoint(tree):
@@ -122,7 +129,7 @@ def _mask_other(veil: Veil, response: Response) -> Answer:
     if not veil.reads_text or not response.body:
         return Answer(response.body)
     try:
-        tree = msgspec.json.decode(response.body)
+        tree = decode(response.body)
     except (msgspec.DecodeError, ValueError, RecursionError):
         text = veil.text(response.body.decode("utf-8", "replace"))
         return Answer(text.encode() if veil.counts else response.body, masks=veil.masked())
@@ -143,11 +150,10 @@ def _open_columns(tree: dict[str, Any], nested: bool) -> None:
         column = tree.get(name)
         try:
             if isinstance(column, msgspec.Raw):
-                tree[name] = msgspec.json.decode(column)
+                tree[name] = decode(bytes(column))
             elif nested and isinstance(column, list):
                 tree[name] = [
-                    msgspec.json.decode(entry) if isinstance(entry, msgspec.Raw) else entry
-                    for entry in column
+                    decode(bytes(entry)) if isinstance(entry, msgspec.Raw) else entry for entry in column
                 ]
         except msgspec.DecodeError as error:
             raise Refusal("unproven-answer", f"{name} in the database's answer is not JSON") from error

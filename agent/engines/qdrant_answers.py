@@ -13,8 +13,9 @@ from typing import Any, Final
 
 import msgspec
 
+from agent.engines.census import has_many_rows
 from agent.engines.qdrant_filter import holds
-from agent.engines.splice import cut_answer, read_answer, write_answer
+from agent.engines.splice import cut_answer, decode, read_answer, write_answer
 from agent.engines.veil import Veil
 from agent.protocols.http import Answer, Refusal, Response
 from policy.model import Verdict
@@ -93,6 +94,8 @@ def seen(kind: str, response: Response) -> tuple[tuple[str, ...], int]:
 def _read_seen(kind: str, body: bytes) -> tuple[tuple[str, ...], int]:
     if kind not in _ROWS:
         raise ValueError("no rows are looked for in this answer")
+    if has_many_rows(body):
+        raise ValueError("too many rows to tell them apart")
     if len(body) > LARGE:  # ids are no arrays: what stands in the place of a vector does not matter
         body = b"0".join(cut_answer(body)[0])
     found = _read_ids(kind, body)
@@ -281,7 +284,7 @@ def _mask_bare(
     else:
         scores = _member(result, "scores")
         if isinstance(scores, msgspec.Raw):
-            scores = msgspec.json.decode(scores)
+            scores = decode(bytes(scores))
         if not isinstance(scores, list):
             raise Refusal("unproven-answer", "the scores in the database's answer are not a list")
         rows = len(scores)
@@ -293,7 +296,7 @@ def _mask_bare(
 def _check_no_rows(body: bytes) -> None:
     """An error that holds a result is no error we know how to mask."""
     try:
-        tree = msgspec.json.decode(body) if body else None
+        tree = decode(body) if body else None
     except (msgspec.DecodeError, ValueError, RecursionError):
         return
     if isinstance(tree, dict) and tree.get("result") is not None:
@@ -305,7 +308,7 @@ def _mask_other(veil: Veil, response: Response) -> Answer:
     if not veil.reads_text or not response.body:
         return Answer(response.body)
     try:
-        done = veil.text(msgspec.json.decode(response.body))
+        done = veil.text(decode(response.body))
     except (msgspec.DecodeError, ValueError, RecursionError):
         done = msgspec.Raw(veil.text(response.body.decode("utf-8", "replace")).encode())
     return Answer(write_answer(done), masks=veil.masked())

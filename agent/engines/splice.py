@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
+from agent.engines.census import MAX_VALUES, has_many_arrays, is_crowded
 from agent.protocols.http import Refusal
 
 LONG: Final = 160  # bytes from which an array of an answer is cut out unread
@@ -95,25 +96,40 @@ def read_answer(raw: bytes, *, opens_numbers: bool = False) -> Reading:
     Raises Refusal when it is not JSON.
     """
     # One byte is found at the speed of memory, three are not.
-    if not opens_numbers and (b"N" not in raw or b"NaN" not in raw):
+    if not opens_numbers and (b"N" not in raw or b"NaN" not in raw) and not has_many_arrays(raw):
         pieces, cuts = cut_answer(raw)
         if cuts:
             restorer = _Restorer(cuts)
+            small = b"NaN".join(pieces)
+            check_values(small)
             try:
-                tree = json.loads(b"NaN".join(pieces).decode("utf-8"), parse_constant=restorer)
+                tree = json.loads(small.decode("utf-8"), parse_constant=restorer)
                 if restorer.next == len(cuts):
                     return Reading(tree, len(cuts))
             except (ValueError, RecursionError):
                 pass  # perhaps numbers inside a string: the whole answer decides
     try:
-        return Reading(msgspec.json.decode(raw), 0)
+        return Reading(decode(raw), 0)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Refusal("unproven-answer", "the database's answer is not JSON") from error
+
+
+def decode(raw: bytes) -> Any:
+    """`msgspec.json.decode` of an answer or a part of it. Raises Refusal when it holds too many values."""
+    check_values(raw)
+    return msgspec.json.decode(raw)
+
+
+def check_values(raw: bytes) -> None:
+    """Raises Refusal where a tree of an answer would have more than MAX_VALUES values."""
+    if is_crowded(raw):
+        message = f"the database's answer has more than {MAX_VALUES} values and has to be read"
+        raise Refusal("too-many-values", message)
 
 
 def open_numbers(tree: Any) -> Any:
     """The tree with every cut array read. Raises Refusal when one is not JSON."""
     try:
-        return msgspec.json.decode(msgspec.json.encode(tree))
+        return decode(msgspec.json.encode(tree))
     except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
         raise Refusal("unproven-answer", "the database's answer is not JSON") from error
