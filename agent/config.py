@@ -22,6 +22,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from agent.config_tls import Tls
+
 _SIZES = {
     "": 1,
     "b": 1,
@@ -111,6 +113,7 @@ class Guard(_Model):
     peers: tuple[Peer, ...] = Field(default=(), max_length=256)
     netns: Literal["host"] = "host"
     credential: dict[str, str] = Field(default_factory=dict)
+    tls: Tls = Tls()
 
     @pydantic.field_validator("address")
     @classmethod

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from agent.config import Guard
+from agent.held import Held
 from agent.kernel import sockdiag
 from agent.kernel.records import Address, GuardFlag
 from agent.kernel.steering import Steering
@@ -33,7 +34,7 @@ class Watched:
 
     index: int
     guard: Guard
-    credential: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    held: Held = field(default_factory=Held)
     off_until: float | None = None  # time.time(), FOREVER without an end
     off_reason: str = ""
     reserve: socket.socket | None = None
@@ -60,7 +61,7 @@ class Watched:
         guard = self.guard
         return GuardSettings(
             guard.name, self.index, guard.engine, guard.ports, guard.address, guard.mode, guard.remote_rule,
-            off=self.off, credential=self.credential,
+            off=self.off, credential=self.held.credential, tls=self.held.tls,
             peers=tuple((peer.remote, peer.port) for peer in guard.peers),
         )  # fmt: skip
 
@@ -89,7 +90,7 @@ class Guards:
     def settings(self) -> tuple[GuardSettings, ...]:
         return tuple(w.settings() for w in self)
 
-    def apply(self, guards: Iterable[Guard], credentials: dict[str, tuple[tuple[str, str], ...]]) -> None:
+    def apply(self, guards: Iterable[Guard], held: Mapping[str, Held]) -> None:
         """Make these the guards in force. A guard keeps its number and its `off` while its name stays."""
         wanted = {guard.name: guard for guard in guards}
         for name in [n for n in self._by_name if n not in wanted]:
@@ -99,7 +100,7 @@ class Guards:
             if known is None:
                 known = self._by_name[name] = Watched(self._free_index(), guard)
             known.guard = guard
-            known.credential = credentials.get(name, ())
+            known.held = held.get(name, Held())
             self.publish(known)
         # Last, and by what the kernel holds: a port may have gone from one guard to another, and an agent
         # that died may have left a guard that is in no configuration any more.

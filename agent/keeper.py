@@ -22,9 +22,9 @@ from agent import confine
 from agent.commands import Switch, control_commands
 from agent.config import Config, ConfigError, load_config
 from agent.control import ControlError, ControlServer
-from agent.credentials import read_credential
 from agent.crew import Crew, Member
 from agent.guards import Guards, Reserve
+from agent.held import Held, read_held
 from agent.identity.convert import sources
 from agent.identity.host import read_host
 from agent.identity.identifier import Identifier
@@ -43,9 +43,6 @@ TICK = 0.2  # seconds: how soon an epoch that is over (1 s, 256 frames) is signe
 RECOVER_AFTER = 10.0
 IDENTITY_KEPT = 15  # seconds a caller's name waits for a worker to ask; a worker asks within 10
 RESYNC_EVERY = 1.0  # listeners and addresses that changed without an event
-
-
-Credentials = dict[str, tuple[tuple[str, str], ...]]
 
 
 class Keeper:
@@ -168,11 +165,13 @@ class Keeper:
 
     # -- configuration and policy ------------------------------------------------------------------
 
-    def _credentials(self, config: Config) -> Credentials:
-        return {guard.name: read_credential(guard, self._config_file.parent) for guard in config.guards}
+    def _read_held(self, config: Config) -> dict[str, Held]:
+        return {guard.name: read_held(guard, self._config_file.parent) for guard in config.guards}
 
-    def _apply(self, credentials: Credentials) -> None:
-        self.guards.apply(self.config.guards, credentials)
+    def _apply(self, held: dict[str, Held]) -> None:
+        self.guards.apply(self.config.guards, held)
+        for warning in (w for one in held.values() for w in one.warnings):
+            _complain(warning)
         self._version += 1
 
     def reload(self, who: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,7 +184,7 @@ class Keeper:
                     [f"{self._config_file}: {name} changes with a restart only" for name in fixed]
                 )
             rulebook = load_rulebook(config, time.time())
-            credentials = self._credentials(config)
+            held = self._read_held(config)
         except (ConfigError, PolicyError) as error:
             self.rule_problem = str(error)
             _complain(f"reload refused, everything is as before:\n{error}")
@@ -194,7 +193,7 @@ class Keeper:
                 f"reload refused, everything is as before:\n{error}", "mend it and reload again"
             ) from None
         self.config, self.rulebook, self.rule_problem = config, rulebook, None
-        self._apply(credentials)
+        self._apply(held)
         self._record_policy()
         self.notary.admin("reload", dict(who), {"policy": rulebook.hash})
         # Who reached a database while nobody enforced, or a port that was not guarded, was never judged.
@@ -265,7 +264,7 @@ class Keeper:
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         self.notary.start()
         self._identifier = Identifier(sources(self.steering), read_host())
-        self._apply(self._credentials(self.config))
+        self._apply(self._read_held(self.config))
         self.guards.note_pre_existing()
         self._record_policy()
         for warning in self.rulebook.warnings:

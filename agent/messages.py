@@ -76,6 +76,22 @@ class Ended(Message, frozen=True, tag="ended"):
 WorkerMessage = Hello | Listener | Identify | Present | NeedSegment | Counters | Ended
 
 
+class TlsSettings(msgspec.Struct, frozen=True):
+    """TLS of one guard: PEM texts, b"" where there is none. Held in memory only."""
+
+    cert: bytes = b""  # what clients are shown: certificate, chain and key
+    client_ca: bytes = b""
+    client_cert: Literal["none", "request", "require"] = "none"
+    server: Literal["off", "require", "verify"] = "off"
+    server_ca: bytes = b""
+    server_name: str | None = None
+    present: bytes = b""  # what the database is shown: certificate, chain and key
+
+    def __repr__(self) -> str:
+        """Without the keys."""
+        return f"TlsSettings(client_cert={self.client_cert!r}, server={self.server!r})"
+
+
 class GuardSettings(msgspec.Struct, frozen=True):
     """One guard as a worker needs it."""
 
@@ -89,6 +105,7 @@ class GuardSettings(msgspec.Struct, frozen=True):
     off: bool = False
     peers: tuple[tuple[str, int | None], ...] = ()  # (network, guarded port or None for any)
     credential: tuple[tuple[str, str], ...] = ()  # headers to send upstream; held in memory only
+    tls: TlsSettings | None = None
 
     def __repr__(self) -> str:
         """Without the credential: a log or a traceback may show it."""

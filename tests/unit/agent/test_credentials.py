@@ -12,7 +12,8 @@ import pytest
 from agent.config import ConfigError, Guard
 from agent.credentials import MAX_CREDENTIAL, read_credential
 from agent.guards import Watched
-from agent.messages import GuardSettings, Settings, Snapshot
+from agent.held import Held
+from agent.messages import GuardSettings, Settings, Snapshot, TlsSettings
 
 SECRET = "s3cr3t-k3y"
 
@@ -87,12 +88,11 @@ def test_a_reader_in_the_files_group_is_allowed(tmp_path: Path) -> None:
 
 
 def test_what_holds_a_credential_does_not_show_it() -> None:
-    settings = GuardSettings(
-        "q", 0, "qdrant", (1,), None, "enforce", "judge", credential=(("api-key", SECRET),)
-    )
-    watched = Watched(0, guard("qdrant"), credential=(("api-key", SECRET),))
+    headers, tls = (("api-key", SECRET),), TlsSettings(cert=SECRET.encode(), present=SECRET.encode())
+    settings = GuardSettings("q", 0, "qdrant", (1,), None, "enforce", "judge", credential=headers, tls=tls)
+    watched = Watched(0, guard("qdrant"), Held(headers, tls))
     limits = Settings(1, 1, 1, 60.0, 60.0, "strict", "masked")
     snapshot = Snapshot("1", (settings,), b"", limits, b"masking-key")
-    for shown in (repr(settings), str(settings), repr(watched), repr([settings]), repr(snapshot)):
+    for shown in (repr(settings), str(settings), repr(watched), repr([settings]), repr(snapshot), repr(tls)):
         assert SECRET not in shown
         assert "masking-key" not in shown
