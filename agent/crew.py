@@ -16,16 +16,16 @@ import select
 import socket
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from agent import messages
 from agent.channel import Channel
 from agent.evidence.segment import SegmentFile, create_segment, is_stream_id, list_segments, new_stream_id
 from agent.kernel.records import MAX_WORKERS
+from agent.member import Member
 from agent.messages import (
     OLDEST,
     VERSION,
@@ -34,7 +34,6 @@ from agent.messages import (
     Counters,
     Ended,
     Hello,
-    Identified,
     Identify,
     Kill,
     Listener,
@@ -75,7 +74,9 @@ class Owner(Protocol):
 
     def guard_index(self, name: str) -> int | None: ...
 
-    async def identify(self, question: Identify) -> Subject: ...
+    def identify(self, question: Identify) -> Subject | Coroutine[Any, Any, Subject]:
+        """The answer, or what finds it out where it has to be read first."""
+        ...
 
     def admitted(self, member: Member, fresh: bool) -> None: ...
 
@@ -88,29 +89,6 @@ class Owner(Protocol):
 
 class Unfit(Exception):
     """This process may not be a worker."""
-
-
-@dataclass(eq=False)
-class Member:
-    """One connected worker."""
-
-    pid: int
-    pidfd: int
-    cgroup: Path
-    cgroup_id: int
-    channel: Channel
-    slot: int = -1
-    generation: str = ""
-    stream: str = ""
-    listening: set[str] = field(default_factory=set)
-    counters: dict[str, int] = field(default_factory=dict)
-    sessions: int = 0
-    draining: bool = False
-    segment_due: float = 0.0  # loop time
-    segment_timer: asyncio.TimerHandle | None = None
-
-    def send(self, message: AgentMessage, *descriptors: int) -> None:
-        self.channel.send(messages.encode(message), descriptors)
 
 
 class Crew:
@@ -282,7 +260,7 @@ class Crew:
     def _take(self, member: Member, message: messages.WorkerMessage, descriptors: list[int]) -> None:
         match message:
             case Identify():
-                self._spawn(self._identify(member, message))
+                self._identify(member, message)
             case Listener():
                 self._listen(member, message.guard, descriptors)
             case Present():
@@ -296,9 +274,15 @@ class Crew:
             case _:
                 raise TypeError(f"not from a worker: {type(message).__name__}")
 
-    async def _identify(self, member: Member, question: Identify) -> None:
-        subject = await self._owner.identify(question)
-        member.send(Identified(question.id, subject))
+    def _identify(self, member: Member, question: Identify) -> None:
+        answer = self._owner.identify(question)
+        if isinstance(answer, Subject):  # most processes connect again: no task for them
+            member.tell(question, answer)
+        else:
+            self._spawn(self._tell(member, question, answer))
+
+    async def _tell(self, member: Member, question: Identify, answer: Coroutine[Any, Any, Subject]) -> None:
+        member.tell(question, await answer)
 
     def _listen(self, member: Member, guard: str, descriptors: list[int]) -> None:
         """Put a worker's listener into its slot. The caller closes it here: the worker alone holds it."""

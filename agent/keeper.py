@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from agent import confine
 from agent.commands import Switch, control_commands
 from agent.config import Config, ConfigError, load_config
 from agent.control import ControlError, ControlServer
-from agent.crew import Crew, Member
+from agent.crew import Crew
 from agent.guards import Guards, Reserve
 from agent.held import Held, read_held
 from agent.identity.convert import sources
@@ -31,6 +31,7 @@ from agent.identity.identifier import Identifier
 from agent.kernel import sockdiag
 from agent.kernel.records import Event, EventKind
 from agent.kernel.steering import Steering
+from agent.member import Member
 from agent.messages import Drain, Identify, Present, Pressure, Settings, Snapshot
 from agent.metrics import MetricsServer, metrics_text
 from agent.notary import Notary
@@ -86,8 +87,7 @@ class Keeper:
         self._reserve = Reserve(self.guards)
         self._identifier: Identifier | None = None
         self._stopping = asyncio.Event()
-        self._ready = False
-        self._all_back = False  # the workers of an agent before, as far as they live
+        self._ready = self._all_back = False  # back: the workers of an agent before, as far as they live
         self._version = 0
         self.bypasses = 0
         self.pressure: Literal["ok", "alert", "meta", "full"] = "ok"
@@ -114,12 +114,12 @@ class Keeper:
         watched = self.guards.find(name)
         return None if watched is None else watched.index
 
-    async def identify(self, question: Identify) -> Subject:
+    def identify(self, question: Identify) -> Subject | Coroutine[Any, Any, Subject]:
         """Who connected. Never raises: what cannot be known is unattributed, with the reason."""
         if self._identifier is None:
             return _nobody("the agent is starting")
         try:
-            return await self._identifier.identify(
+            found = self._identifier.ask(
                 question.netns,
                 *question.client,
                 *question.server,
@@ -128,8 +128,8 @@ class Keeper:
                 accepted=question.accepted,
             )
         except Exception as error:
-            _complain(f"identity: {type(error).__name__}: {error}")
-            return _nobody(f"identity failed: {type(error).__name__}")
+            return _failed(error)
+        return found if isinstance(found, Subject) else _find_out(found)
 
     def admitted(self, member: Member, fresh: bool) -> None:
         self.notary.stream_started(member.stream, fresh)
@@ -368,6 +368,18 @@ class Keeper:
 
 
 def _nobody(reason: str) -> Subject:
+async def _find_out(answer: Coroutine[Any, Any, Subject]) -> Subject:
+    try:
+        return await answer
+    except Exception as error:
+        return _failed(error)
+
+
+def _failed(error: Exception) -> Subject:
+    _complain(f"identity: {type(error).__name__}: {error}")
+    return _nobody(f"identity failed: {type(error).__name__}")
+
+
     return Subject(Attribution.UNATTRIBUTED, null_reason={"pid": reason})
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from agent import messages
 from agent.channel import Channel
-from agent.messages import AgentMessage, Hello, Identified, Identify, WorkerMessage
+from agent.messages import MAX_KEPT_SUBJECTS, AgentMessage, Hello, Identified, Identify, WorkerMessage
 from policy.model import Subject
 
 IDENTITY_TIMEOUT = 5.0
@@ -45,6 +45,7 @@ class AgentLink:
         self._lost = lost
         self._channel: Channel | None = None
         self._questions: dict[int, tuple[Identify, asyncio.Future[Subject]]] = {}
+        self._subjects: dict[int, Subject] = {}  # by number, of this channel
         self._last = 0
         self._closing = False
 
@@ -65,6 +66,7 @@ class AgentLink:
             def closed(reason: str, gone: asyncio.Event = gone) -> None:
                 gone.set()
 
+            self._subjects.clear()
             self._channel = Channel(sock, self._take, closed)
             self._send(self._hello())
             for question, _ in self._questions.values():
@@ -115,11 +117,24 @@ class AgentLink:
     def _take(self, payload: bytes, descriptors: list[int]) -> None:
         message = messages.decode_agent(payload)
         if isinstance(message, Identified):
+            subject = self._kept(message)
+            if subject is None:
+                if self._channel is not None:
+                    self._channel.close(f"subject {message.number} was not sent")
+                return
             waiting = self._questions.get(message.id)
             if waiting is not None and not waiting[1].done():
-                waiting[1].set_result(message.subject)
+                waiting[1].set_result(subject)
             return
         self._received(message, descriptors)
+
+    def _kept(self, message: Identified) -> Subject | None:
+        """The Subject of an answer, from here where only its number came. None: it was never given."""
+        if message.subject is None:
+            return self._subjects.get(message.number)
+        if 0 <= message.number < MAX_KEPT_SUBJECTS:
+            self._subjects[message.number] = message.subject
+        return message.subject
 
     def drop_questions(self) -> None:
         """Whoever waits for an identity is cancelled: this worker stops."""

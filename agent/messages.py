@@ -15,6 +15,7 @@ import msgspec
 
 from policy.model import RecordLevel, RecordMode, Subject
 
+MAX_KEPT_SUBJECTS = 1024  # by a worker
 VERSION = 1
 OLDEST = 1  # the oldest version that is still spoken
 
@@ -47,6 +48,7 @@ class Identify(Message, frozen=True, tag="identify"):
     server: tuple[str, int]
     sha256: bool = False  # a rule or the record asks for the executable's hash
     accepted: int | None = None  # SO_COOKIE of the accepted socket
+    keeps: bool = False  # the answer may give a Subject's number instead of the Subject
 
 
 class Present(Message, frozen=True, tag="present"):
@@ -154,7 +156,11 @@ class Welcome(Message, frozen=True, tag="welcome"):
 
 class Identified(Message, frozen=True, tag="identified"):
     id: int
-    subject: Subject
+    """Who connected. A worker that `keeps` is sent a Subject once, under a number that may be given another
+    one later; from then on the number alone. Numbers are of one connection between agent and worker."""
+
+    subject: Subject | None
+    number: int = -1
 
 
 class Signed(Message, frozen=True, tag="signed"):

@@ -107,7 +107,7 @@ class Worker:
         try:
             return await self._link.identify(
                 lambda number: Identify(
-                    number, guard, netns, relay.client_addr, relay.server_addr, sha256, relay.accepted
+                    number, guard, netns, relay.client_addr, relay.server_addr, sha256, relay.accepted, True
                 ),
                 IDENTITY_TIMEOUT if relay.enforcing else OBSERVED_TIMEOUT,
             )

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import ip_address
 
 from agent.identity.identifier import Sources
 from agent.identity.record import UNSET_ID, ExecRecord, FileId, FourTuple, KernelRecord
 from agent.kernel.records import Identity, IdentityFlag, ProcessRecord
 from agent.kernel.steering import Steering
+
+_address = lru_cache(maxsize=4096)(ip_address)
 
 
 def kernel_record(identity: Identity) -> KernelRecord:
@@ -56,7 +59,7 @@ def sources(steering: Steering) -> Sources:
     entry is deleted, so that it can answer for one connection only."""
 
     def lookup(netns_cookie: int, flow: FourTuple) -> KernelRecord | None:
-        client, server = ip_address(flow.client_addr), ip_address(flow.server_addr)
+        client, server = _address(flow.client_addr), _address(flow.server_addr)
         # The kernel writes the accepted socket beside the entry of the guarded namespace alone.
         accepted = flow.accepted if netns_cookie == steering.netns else None
         found = steering.take_identity(
@@ -65,7 +68,7 @@ def sources(steering: Steering) -> Sources:
         return kernel_record(found) if found is not None else None
 
     def candidates(flow: FourTuple) -> list[KernelRecord]:
-        client, server = ip_address(flow.client_addr), ip_address(flow.server_addr)
+        client, server = _address(flow.client_addr), _address(flow.server_addr)
         found = steering.candidates(client, flow.client_port, server, flow.server_port)
         return [kernel_record(identity) for identity in found]
 
@@ -73,4 +76,4 @@ def sources(steering: Steering) -> Sources:
         found = steering.process(tgid, start_ns)
         return exec_record(tgid, start_ns, found) if found is not None else None
 
-    return Sources(lookup, candidates, executed)
+    return Sources(lookup, candidates, executed, steering.process_mark)

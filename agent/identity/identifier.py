@@ -8,17 +8,18 @@ out of the Subject with a reason and named in `unobtained`. Nothing that may blo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from ipaddress import IPv6Address, ip_address
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from agent.identity.attest import KnownExecutables
 from agent.identity.container import Images
 from agent.identity.hierarchy import Hierarchy
 from agent.identity.observe import Observation, Observer
 from agent.identity.readers import Full, Job, Readers
+from agent.identity.recent import Attempt, Mark, Recent
 from agent.identity.record import (
     ConnectionFacts,
     ExecRecord,
@@ -49,13 +50,16 @@ class Sources:
     `lookup(netns_cookie, tuple)`: the record of that namespace for that tuple.
     `candidates(tuple)`: the records of *other* namespaces with the same addresses and ports.
     `executed(tgid, start_ns)`: the last execve of that process; called from reader threads.
+    `mark(tgid, start_ns)`: what changes with each execve of it, cheaper; on the loop. None: `executed`.
     """
 
     lookup: Lookup
     candidates: Candidates
     executed: Executed
+    mark: Mark | None = None
 
 
+@lru_cache(maxsize=4096)
 def plain(address: str) -> str:
     """An address without v4-mapping or scope, as the kernel part's keys have it.
 
@@ -81,6 +85,7 @@ class Identifier:
             known=KnownExecutables(),
             executed=sources.executed,
         )
+        self._recent = Recent(host, sources.executed, sources.mark or sources.executed)
         self._routes = Routes()
         self._process_readers = Readers("identity-proc", threads=2)
         self._name_readers = Readers("identity-names", threads=2)
@@ -92,10 +97,11 @@ class Identifier:
         for readers in (self._process_readers, self._name_readers, self._hash_readers, self._route_readers):
             readers.close()
         self._routes.close()
+        self._recent.close()
         if self._hierarchy is not None:
             self._hierarchy.close()
 
-    async def identify(
+    def ask(
         self,
         netns_cookie: int,
         client_addr: str,
@@ -105,16 +111,30 @@ class Identifier:
         want_sha256: bool = False,
         owner_cgroup: int | None = None,
         accepted: int | None = None,
-    ) -> Subject:
-        """The Subject of the connection that arrived in the namespace `netns_cookie`.
+    ) -> Subject | Coroutine[Any, Any, Subject]:
+        """The Subject of the connection that arrived in the namespace `netns_cookie`, or what finds it out.
 
         `owner_cgroup` is the cgroup id of the process that owns the database's listener; `accepted` the
-        SO_COOKIE of the accepted socket, where it is known.
+        SO_COOKIE of the accepted socket, where it is known. The kernel's record is taken by this call.
 
         :raises ValueError: an address is not an IP address.
         """
         flow = FourTuple(plain(client_addr), client_port, plain(server_addr), server_port, accepted)
         record = self._sources.lookup(netns_cookie, flow)
+        if record is not None and not want_sha256 and self._routes.known_local(flow.client_addr):
+            known = self._recent.recall(record, owner_cgroup)
+            if known is not None:
+                return known
+        return self._find_out(flow, record, want_sha256, owner_cgroup)
+
+    async def identify(self, *question: Any, **how: Any) -> Subject:
+        """`ask`, and wait for the answer."""
+        found = self.ask(*question, **how)
+        return found if isinstance(found, Subject) else await found
+
+    async def _find_out(
+        self, flow: FourTuple, record: KernelRecord | None, want_sha256: bool, owner_cgroup: int | None
+    ) -> Subject:
         local = self._routes.known_local(flow.client_addr)
         ambiguous = False
         if not local:
@@ -122,8 +142,17 @@ class Identifier:
         facts = ConnectionFacts(flow.client_addr, local, owner_cgroup, ambiguous)
         if record is None:
             return build_subject(None, facts, self._host)
+        attempt: Attempt | None = None
+        if not want_sha256 and not ambiguous:  # a hash is of the file as it is now: it is looked at each time
+            known = self._recent.recall(record, owner_cgroup)
+            if known is not None:
+                return known
+            attempt = self._recent.begin(record)
         seen = await self._observe(record, want_sha256)
-        return build_subject(record, facts, self._host, seen)
+        subject = build_subject(record, facts, self._host, seen)
+        if attempt is not None:
+            self._recent.keep(attempt, record, owner_cgroup, seen, subject)
+        return subject
 
     async def _trace(
         self, flow: FourTuple, record: KernelRecord | None

@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any
 
@@ -29,6 +30,11 @@ MAX_KEPT = 1024
 MAX_LINKS = 4096
 MAX_NAMED = 1024  # namespaces bound to a name that are looked through
 NAMED = ("/run/netns", "/run/docker/netns", "/var/run/netns")
+
+
+@lru_cache(maxsize=4096)
+def _is_loopback(address: str) -> bool:
+    return ip_address(address).is_loopback
 
 
 class NotProven(Exception):
@@ -65,7 +71,7 @@ class Routes:
 
     def known_local(self, address: str) -> bool:
         """Whether it is this namespace's own without asking: loopback, or asked in the last 2 s."""
-        return ip_address(address).is_loopback or self._local.get(address, 0.0) > time.monotonic()
+        return _is_loopback(address) or self._local.get(address, 0.0) > time.monotonic()
 
     def is_local(self, address: str) -> bool:
         """Whether the address is this namespace's own. Yes is kept for 2 s, no is asked every time.

@@ -88,6 +88,9 @@ class Steering:
                 "run `vecward steer`; the agent must own the pins and have CAP_BPF and CAP_NET_ADMIN",
             ) from error
         self.netns = netns if netns is not None else _own_netns()
+        self._identities = syscalls.Elements(self._maps["identities"], FLOW.size, IDENTITY.size)
+        self._taken = syscalls.Elements(self._maps["taken"], 4, 4)
+        self._marks = syscalls.Elements(self._maps["processes"], PROCESS_KEY.size, PROCESS.size)
 
     def __enter__(self) -> Steering:
         return self
@@ -309,7 +312,7 @@ class Steering:
         dport: int,
         accepted: int | None = None,
     ) -> Identity | None:
-        """`identity`, and delete it: the caller keeps the answer.
+        """`identity`, and delete it: the caller keeps the answer. On one thread only, as `process_mark`.
 
         ``accepted``: SO_COOKIE of the accepted socket. A client may reset its connection and another use the
         same ports before the first is accepted: with it, the name is only given to the connection it is of.
@@ -317,11 +320,18 @@ class Steering:
         that is accepted has to be taken, or it counts against its user until `sweep_identities`.
         """
         key = Flow(netns_cookie, saddr, sport, daddr, dport).pack()
-        if accepted is not None:
-            known = self._get("identities", key, IDENTITY.size)
-            if known is None or Identity.unpack(known).accepted != accepted:
-                return None
-        return self._take(key)
+        if accepted is None:
+            return self._take(key)
+        raw = self._identities.lookup(key)
+        if raw is None:
+            return None
+        identity = Identity.unpack(raw)
+        if identity.accepted != accepted:
+            return None
+        taken = self._identities.take(key)
+        if taken is not None:  # whosever it is by now, it leaves: at worst somebody else is unattributed
+            self._discharge(identity if taken == raw else Identity.unpack(taken))
+        return identity
 
     def sweep_identities(self, older_than: int) -> int:
         """Take what nobody asked for in ``older_than`` seconds (a worker died). Returns how many."""
@@ -330,16 +340,21 @@ class Steering:
         return sum(self._take(flow.pack()) is not None for flow in old)
 
     def _take(self, key: bytes) -> Identity | None:
-        raw = self._get("identities", key, IDENTITY.size)
+        raw = self._identities.take(key)
         if raw is None:
             return None
         identity = Identity.unpack(raw)
-        if syscalls.map_delete(self._maps["identities"], key) and IdentityFlag.PROXY not in identity.flags:
-            for bucket in (identity.bucket, BUCKET_TOTAL):
-                counted = self._get("taken", _U32.pack(bucket), 4)
-                value = (_U32.unpack(counted)[0] if counted else 0) + 1
-                self._put("taken", _U32.pack(bucket), _U32.pack(value & 0xFFFFFFFF))
+        self._discharge(identity)
         return identity
+
+    def _discharge(self, identity: Identity) -> None:
+        if IdentityFlag.PROXY in identity.flags:
+            return
+        for bucket in (identity.bucket, BUCKET_TOTAL):
+            packed = _U32.pack(bucket)
+            counted = self._taken.lookup(packed)
+            value = (_U32.unpack(counted)[0] if counted else 0) + 1
+            self._taken.update(packed, _U32.pack(value & 0xFFFFFFFF))
 
     def pending(self) -> list[tuple[Flow, Identity]]:
         """Every identity that nobody took yet. Walks the table: for `status` and sweeps."""
@@ -373,6 +388,10 @@ class Steering:
         """What the fork, exec and exit of a process left; None before attach or after eviction."""
         raw = self._get("processes", PROCESS_KEY.pack(start, tgid, 0), PROCESS.size)
         return ProcessRecord.unpack(raw) if raw is not None else None
+
+    def process_mark(self, tgid: int, start: int) -> bytes | None:
+        """What `process` would be made of: another value after each exec of it, and after its exit."""
+        return self._marks.lookup(PROCESS_KEY.pack(start, tgid, 0))
 
     # ---- numbers ----
 

@@ -16,8 +16,9 @@ import pytest
 from agent import crew as crew_module
 from agent import messages
 from agent.channel import Channel
-from agent.crew import Crew, Member
+from agent.crew import Crew
 from agent.evidence.segment import create_segment, list_segments, new_stream_id
+from agent.member import Member
 from agent.messages import (
     VERSION,
     Adopt,
@@ -432,6 +433,35 @@ def test_an_identity_question_is_answered_to_who_asked_and_others_are_not_held_u
             slow.set_result(Subject(Attribution.KERNEL, pid=77))
             await until(lambda: first.of(Identified))
             assert [m.subject.pid for m in (*first.of(Identified), *second.of(Identified))] == [77, 6]
+
+    run(story)
+
+
+def test_a_worker_that_keeps_subjects_is_sent_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.member.MAX_KEPT_SUBJECTS", 2)
+    one, two, three = (Subject(Attribution.KERNEL, pid=pid) for pid in (1, 2, 3))
+
+    async def story() -> None:
+        async with yard(tmp_path) as here:
+            keeps, other = await here.join(), await here.join()
+
+            async def ask(peer: Peer, subject: Subject, keeping: bool = True) -> tuple[int | None, int]:
+                here.owner.answer = asyncio.get_running_loop().create_future()
+                here.owner.answer.set_result(subject)
+                count = len(peer.of(Identified))
+                peer.say(Identify(5, "q", 1, ("127.0.0.1", 5), ("127.0.0.1", 6333), keeps=keeping))
+                await until(lambda: len(peer.of(Identified)) > count)
+                said = peer.of(Identified)[-1]
+                return said.subject and said.subject.pid, said.number
+
+            assert [await ask(keeps, s) for s in (one, two, one)] == [(1, 0), (2, 1), (None, 0)]
+            assert await ask(keeps, three) == (3, 1), "the one that was longest not asked for makes room"
+            assert [await ask(keeps, s) for s in (one, two)] == [(None, 0), (2, 1)]
+            assert await ask(other, one) == (1, 0), "each worker has its own numbers"
+            assert await ask(keeps, one, keeping=False) == (1, -1)
+            assert len(here.crew.members[0].told) == 2
 
     run(story)
 

@@ -232,3 +232,40 @@ def test_what_is_said_while_the_agent_is_away_is_dropped(
             assert agent.heard[1] == Counters({}, 2)
 
     run(story)
+
+
+def test_a_subject_that_was_sent_once_is_known_by_its_number_until_the_agent_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with both(tmp_path, monkeypatch) as (agent, worker):
+            await until(lambda: worker.link.is_up)
+
+            async def answer(subject: Subject | None, number: int) -> Subject:
+                asked = len(agent.questions())
+                asking = asyncio.get_running_loop().create_task(worker.ask())
+                await until(lambda: len(agent.questions()) > asked)
+                agent.say(Identified(agent.questions()[-1].id, subject, number))
+                return await asking
+
+            first = await answer(named(1), 0)
+            second = await answer(named(2), 1)
+            assert await answer(None, 0) is first
+            assert await answer(None, 1) is second
+            assert (await answer(named(3), 0)).pid == 3
+            assert (await answer(None, 0)).pid == 3, "a number may be given again"
+            agent.stop()
+            await until(lambda: worker.lost == 1)
+            agent.heard.clear()
+            asking = asyncio.get_running_loop().create_task(worker.ask())
+            agent.start()
+            await until(agent.questions)
+            agent.say(Identified(agent.questions()[-1].id, None, 0))
+            await until(lambda: worker.lost == 2)
+            assert not asking.done(), "a number that this agent never gave is nobody"
+            await until(lambda: len(agent.questions()) == 2)
+            agent.say(Identified(agent.questions()[-1].id, named(4), 5000))
+            assert (await asking).pid == 4
+            assert 5000 not in worker.link._subjects, "numbers are bounded"
+
+    run(story)
