@@ -166,6 +166,7 @@ class Evidence(_Model):
 class Proxy(_Model):
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=MAX_WORKERS)] = "auto"
     max_body: Size = 64 * 2**20
+    max_held: Size = 512 * 2**20  # bodies of all connections of one worker
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 20_000  # of one worker
     max_connections_per_subject: Annotated[int, Field(ge=1, le=1_000_000)] = 4_096  # one process, one worker
     first_request: Duration = 60.0

@@ -105,6 +105,7 @@ class Keeper:
             drain=config.proxy.drain,
             mode=config.evidence.mode,
             level=config.evidence.level,
+            max_held=config.proxy.max_held,
         )
         return Snapshot(
             str(self._version), self.guards.settings(), self.rulebook.encoded, settings, self._hmac_key

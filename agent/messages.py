@@ -122,6 +122,7 @@ class Settings(msgspec.Struct, frozen=True):
     drain: float
     mode: RecordMode
     level: RecordLevel
+    max_held: int = 512 * 2**20  # last, so that an agent of the version before may leave it out
 
 
 class Snapshot(Message, frozen=True, tag="snapshot"):

@@ -45,6 +45,7 @@ from agent.messages import (
     Snapshot,
     Welcome,
 )
+from agent.protocols.budget import Budget
 from agent.protocols.choose import open_session, open_tunnel
 from agent.protocols.session import Bounds, Session
 from agent.relay import Refuse, Relay
@@ -81,6 +82,7 @@ class Worker:
         self._policy: Policy | None = None
         self._stream = EvidenceStream(self._link.send, self._spawn)
         self._slot = -1
+        self._budget = Budget()
         self._stopping = asyncio.Event()
         self._drained = asyncio.Event()
         self._draining = False
@@ -143,7 +145,7 @@ class Worker:
             relay.tunnelled = True
             return open_tunnel("a tunnel rule covers it")
         judge = SessionJudge(self, subject, relay.guard.name, time.time, self.report_bug)
-        bounds = Bounds(body=self._settings().max_body)
+        bounds = Bounds(body=self._settings().max_body, budget=self._budget)
         credential = relay.guard.credential or None
         return open_session(held.engine, judge, relay.guard.name, relay.guard.mode, bounds, credential)
 
@@ -261,6 +263,7 @@ class Worker:
             defaults = RecordDefaults(snapshot.settings.level, snapshot.settings.mode)
             self._policy = Policy(decode_rules(snapshot.policy), defaults)
         self._snapshot = snapshot
+        self._budget.limit = snapshot.settings.max_held
         if self._stream.is_begun:
             self._serve()
             for relay in list(self._relays.values()):
@@ -339,7 +342,7 @@ class Worker:
                 counted = now
                 if self._stream.is_begun:
                     self._stream.recorder.tick()
-                values = {**self._counters, **self._stream.counters()}
+                values = {**self._counters, **self._stream.counters(), "held_refused": self._budget.refused}
                 self._link.send(Counters(values, len(self._relays)))
 
     async def _drain(self, seconds: float) -> None:

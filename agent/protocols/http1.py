@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from agent.protocols import budget
 from agent.protocols.http import Engine, Headers, Request
 from agent.protocols.http1_body import ChunkedBody, LengthBody
 from agent.protocols.http1_decide import DecidingSide, Phase
@@ -61,6 +62,7 @@ class Http1Session(DecidingSide):
         self._known_route = UNREAD_ROUTE
         self._known_record: dict[str, str] = {}
         self._later = bytearray()
+        self._later_hold: budget.Hold | None = None
         self._count = 0
         self._client_ended = False
 
@@ -120,6 +122,7 @@ class Http1Session(DecidingSide):
         self._phase = Phase.CLOSED
         self._heads.drop()
         self._later.clear()
+        self._later_hold = None
         out.close = "reset" if reset else "both"
 
     # What the client sends.
@@ -141,13 +144,23 @@ class Http1Session(DecidingSide):
                         "pipelined",
                         f"more than {self._bounds.pipelined} bytes wait behind the request under way",
                     )
+                if len(self._later) > budget.FREE:
+                    self._hold_later()
                 return
+
+    def _hold_later(self) -> None:
+        if self._later_hold is None:
+            self._later_hold = self._bounds.budget.hold()
+        if not self._later_hold.resize(len(self._later)):
+            self._failed = True
+            raise ProtocolError(budget.REASON, self._bounds.budget.message)
 
     def _next_request(self, out: Output) -> None:
         """Go on with what came while an exchange was under way."""
         if self._phase is Phase.IDLE and self._later:
             waiting = bytes(self._later)
             self._later.clear()
+            self._later_hold = None
             self._take_client(out, waiting)
         if self._phase is Phase.IDLE and self._client_ended and out.close == "no":
             self._close(out)
@@ -183,7 +196,8 @@ class Http1Session(DecidingSide):
                 rest = b""
             self._reader = None
             self._phase = Phase.JUDGE
-            self._decide(out, exchange)
+            if exchange.size <= budget.FREE or self._may_hold(out, exchange):
+                self._decide(out, exchange)
             return rest
         self._phase = Phase.BODY
         if length is not None and length > self._bounds.stream_above:
@@ -256,6 +270,8 @@ class Http1Session(DecidingSide):
                 self._close(out)
             return b""
         exchange.pieces.add(pieces)
+        if exchange.size > budget.FREE and not self._may_hold(out, exchange):
+            return rest
         if reader.done:
             self._phase = Phase.JUDGE
             self._decide(out, exchange)

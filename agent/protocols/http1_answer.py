@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from hashlib import sha256
 from typing import Protocol
 
+from agent.protocols.budget import FREE, REASON, Hold
 from agent.protocols.coding import decode_body
 from agent.protocols.http import Answer, Engine, Headers, Lookup, Refusal, Response
 from agent.protocols.http1_body import BodyReader, ChunkedBody, CloseBody, LengthBody, Pieces
@@ -50,6 +51,7 @@ class Arriving:
         "chunked",
         "dropped",
         "head",
+        "hold",
         "keep_alive",
         "length",
         "passed",
@@ -66,10 +68,19 @@ class Arriving:
         self.reader = reader
         self.pieces = Pieces()
         self.size = 0
+        self.hold: Hold | None = None  # of what is kept until it is whole
         self.dropped = False  # too large to keep for the record
         self.passed = False  # it goes out in pieces
         self.chunked = False  # and those are chunks of ours
         self.rolling: Rolling | None = None  # of what has passed
+
+    def may_hold(self, bounds: Bounds) -> bool:
+        """Count what there is of it against the worker's budget; what is whole is about to go."""
+        if self.size <= FREE or self.reader is None or self.reader.done:
+            return True
+        if self.hold is None:
+            self.hold = bounds.budget.hold()
+        return self.hold.resize(self.size)
 
     def passes(self, piece: bytes) -> None:
         """Count a piece into the hash of what is passed on."""
@@ -230,10 +241,13 @@ class AnswerSide(ABC):
             self._pass_piece(out, exchange, arriving, b"".join(pieces))
             return
         arriving.pieces.add(pieces)
-        if arriving.size <= self._limit(exchange):
+        has_room = arriving.may_hold(self._bounds)
+        if has_room and arriving.size <= self._limit(exchange):
             return
         if self._lookup is not None or exchange.touched:
-            raise self._too_large()
+            if has_room:
+                raise self._too_large()
+            raise ProtocolError(REASON, self._bounds.budget.message, "server")
         self._pass_on(out, exchange, arriving)
 
     def _pass_on(self, out: Output, exchange: Exchange, arriving: Arriving) -> None:
@@ -254,6 +268,7 @@ class AnswerSide(ABC):
             framing += "connection: close\r\n"
         out.to_client.append(self._released_head(exchange, head, RESPONSE_DROPS, framing))
         exchange.released = True
+        arriving.hold = None
         self._pass_piece(out, exchange, arriving, arriving.pieces.take())
 
     def _pass_piece(self, out: Output, exchange: Exchange, arriving: Arriving, piece: bytes) -> None:
@@ -359,7 +374,7 @@ class AnswerSide(ABC):
             self._recorder.abort(out, exchange, reason)
             self._close(out, reset=True)
             return
-        response = self._engine.refuse(502, reason, message, None)
+        response = self._engine.refuse(503 if reason == REASON else 502, reason, message, None)
         self._recorder.refused(out, exchange, response, reason, failed=True)
         out.to_client += own_response(response, True, exchange.head_only)
         self._close(out)

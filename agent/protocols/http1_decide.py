@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from enum import Enum
 
+from agent.protocols.budget import REASON
 from agent.protocols.http import Engine, Headers, Lookup, Refusal, Request, Response
 from agent.protocols.http1_answer import AnswerSide
 from agent.protocols.http1_body import BodyReader
@@ -104,6 +105,16 @@ class DecidingSide(AnswerSide):
     def _refuse_large(self, out: Output, exchange: Exchange) -> None:
         message = f"a request body that has to be read may have at most {self._bounds.body} bytes"
         self._refuse(out, exchange, 413, "body-too-large", message, close=True)
+
+    def _may_hold(self, out: Output, exchange: Exchange) -> bool:
+        """Count what there is of a body against the worker's budget. False: no room, it was refused."""
+        if exchange.hold is None:
+            exchange.hold = self._bounds.budget.hold()
+        if exchange.hold.resize(exchange.size):
+            return True
+        early = self._phase is Phase.BODY
+        self._refuse(out, exchange, 503, REASON, self._bounds.budget.message, close=early)
+        return False
 
     def _decide(self, out: Output, exchange: Exchange) -> None:
         """The request is whole: judge it, and refuse or forward it."""
@@ -225,6 +236,7 @@ class DecidingSide(AnswerSide):
         if draining and self._reader is not None and not self._reader.done and reason != "body-too-large":
             # A client that is still sending would lose the answer to a reset: read on, within bounds.
             exchange.size = 0
+            exchange.hold = None
             exchange.pieces.take()
             self._exchange, self._phase = exchange, Phase.DRAIN
         elif close:
@@ -266,6 +278,7 @@ class DecidingSide(AnswerSide):
         out.to_server.append(self._forwarded_head(exchange, rewritten, verdict, framing))
         exchange.sent = True
         self._phase = Phase.STREAM
+        exchange.hold = None
         self._stream(out, exchange, exchange.pieces.take(), False)
 
     def _stream(self, out: Output, exchange: Exchange, piece: bytes, done: bool) -> None:

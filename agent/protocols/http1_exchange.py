@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
+from agent.protocols.budget import Hold
 from agent.protocols.coding import decode_body
 from agent.protocols.http import Answer, Engine, Request, Response, Route
 from agent.protocols.http1_body import Pieces
@@ -42,6 +43,7 @@ class Exchange:
     verdict: Verdict | None = None
     pieces: Pieces = field(default_factory=Pieces)  # of the body, while it is collected
     size: int = 0
+    hold: Hold | None = None  # of the body, until the exchange is over
     lookups: int = 0
     looked_early: bool = False
     sent: bool = False  # the head went to the server

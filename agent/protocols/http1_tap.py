@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 
+from agent.protocols.budget import FREE
 from agent.protocols.http import Engine, Lookup, Refusal, Request
 from agent.protocols.http1_answer import Arriving
 from agent.protocols.http1_body import BodyReader, ChunkedBody, CloseBody, LengthBody
@@ -226,6 +227,13 @@ class Http1Tap:
         exchange.pieces.add(pieces)
         if exchange.size > self._held_bound(exchange):
             self._judge_head(out, exchange)
+        elif exchange.size > FREE and not self._may_hold(exchange):
+            self._judge_head(out, exchange, f": {self._bounds.budget.message}")
+
+    def _may_hold(self, exchange: Exchange) -> bool:
+        if exchange.hold is None:
+            exchange.hold = self._bounds.budget.hold()
+        return exchange.hold.resize(exchange.size)
 
     def _held_bound(self, exchange: Exchange) -> int:
         reads = exchange.route.reads_body and not exchange.route.streamable
@@ -239,14 +247,15 @@ class Http1Tap:
             self._decide(exchange)
         self._send(out, exchange, body)
 
-    def _judge_head(self, out: Output, exchange: Exchange) -> None:
+    def _judge_head(self, out: Output, exchange: Exchange, why: str = "") -> None:
         """The body is not waited for: judge by the head, and record the body in pieces."""
         if exchange.verdict is None:
             if exchange.route.reads_body and not exchange.route.streamable:
-                self._cannot_tell(exchange, "the body was not read")
+                self._cannot_tell(exchange, f"the body was not read{why}")
             else:
                 self._decide(exchange)
         self._send(out, exchange, None)
+        exchange.hold = None
         piece = exchange.pieces.take()
         if piece:
             self._recorder.piece(out, exchange, "request", piece)
@@ -332,10 +341,13 @@ class Http1Tap:
                 self._recorder.piece(out, exchange, "response", piece)
             arriving.passed = True
         bound = self._bounds.body if exchange.route.answer_rows else self._bounds.stream_above
-        if arriving.size > bound:
+        if arriving.dropped:
+            return
+        if arriving.size > bound or not arriving.may_hold(self._bounds):
             arriving.pieces.take()
+            arriving.hold = None
             arriving.dropped = True
-        elif not arriving.dropped:
+        else:
             arriving.pieces.add([piece])
 
     def _complete(self, out: Output, exchange: Exchange, arriving: Arriving) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from agent.protocols.budget import Budget
 from policy.model import Operation, Verdict
 
 Blob = bytes  # structs below have a field named "bytes"
@@ -206,3 +207,4 @@ class Bounds:
     chunk_line: int = 256  # a chunk-size line, extensions are refused anyway
     pipelined: int = 1024 * 1024  # client bytes waiting behind the exchange under way
     stream_above: int = 1024 * 1024  # bodies that nothing reads are passed on in chunks above this
+    budget: Budget = field(default_factory=Budget)  # of all connections of the worker, which shares one
