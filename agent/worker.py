@@ -82,7 +82,7 @@ class Worker:
         self._policy: Policy | None = None
         self._stream = EvidenceStream(self._link.send, self._spawn)
         self._slot = -1
-        self._budget = Budget()
+        self._budget = Budget(note=lambda: self.count("held_refused"))
         self._stopping = asyncio.Event()
         self._drained = asyncio.Event()
         self._draining = False
@@ -342,7 +342,7 @@ class Worker:
                 counted = now
                 if self._stream.is_begun:
                     self._stream.recorder.tick()
-                values = {**self._counters, **self._stream.counters(), "held_refused": self._budget.refused}
+                values = {**self._counters, **self._stream.counters()}
                 self._link.send(Counters(values, len(self._relays)))
 
     async def _drain(self, seconds: float) -> None:

@@ -9,6 +9,7 @@ comparison: 20,000 connections can hold 320 MB of those.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 FREE: Final = 16 * 1024  # bytes of one body that are not counted
@@ -19,12 +20,12 @@ REASON: Final = "held-bytes"
 class Budget:
     """`held` never is under 0; it is over `limit` only by what could not be refused (`Hold.force`)."""
 
-    __slots__ = ("held", "limit", "refused")
+    __slots__ = ("held", "limit", "note")
 
-    def __init__(self, limit: int = LIMIT) -> None:
+    def __init__(self, limit: int = LIMIT, note: Callable[[], None] = lambda: None) -> None:
         self.limit = limit
         self.held = 0
-        self.refused = 0  # bodies that were refused, or left unread, since the worker started
+        self.note = note  # called where a body had no room
 
     def hold(self) -> Hold:
         return Hold(self)
@@ -48,7 +49,7 @@ class Hold:
         budget = self._budget
         more = size - self.size
         if more > 0 and budget.held + more > budget.limit:
-            budget.refused += 1
+            budget.note()
             return False
         budget.held += more
         self.size = size
