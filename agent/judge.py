@@ -7,12 +7,15 @@ exception in the policy is a deny in enforce (and a bug, reported), an allow in 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
-from policy.compile import Bound
+from policy.compile import Bound, Policy
 from policy.decide import observed
 from policy.model import Operation, RecordLevel, RecordMode, Subject, Verdict
+
+MAX_BOUND = 256  # subjects whose rules are kept bound after their sessions
 
 
 class Rules(Protocol):
@@ -38,6 +41,28 @@ class Rules(Protocol):
     def evidence_stands(self) -> bool:
         """False when strict rules must deny because the record cannot be written or signed."""
         ...
+
+
+class Bindings:
+    """Rules bound to a Subject once for all its sessions, and with them what they say of kinds of operation.
+
+    A Subject is told by identity: the same process's next connection has the very same (``agent/link.py``).
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[int, str], Bound] = OrderedDict()
+
+    def bind(self, policy: Policy, subject: Subject, guard: str) -> Bound:
+        key = id(subject), guard
+        bound = self._kept.get(key)
+        if bound is None or bound.subject is not subject or bound.policy is not policy:
+            bound = self._kept[key] = policy.bind(
+                subject, guard
+            )  # keeps its Subject, so that no other has its id
+            if len(self._kept) > MAX_BOUND:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return bound
 
 
 class SessionJudge:

@@ -12,19 +12,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import ipaddress
 import os
-import secrets
 import signal
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from agent.callers import is_peer, subject_key
 from agent.card import session_card
 from agent.evidence.recorder import Recorder
-from agent.judge import SessionJudge
+from agent.judge import Bindings, SessionJudge
 from agent.link import IDENTITY_TIMEOUT, OBSERVED_TIMEOUT, AgentGone, AgentLink
 from agent.messages import (
     VERSION,
@@ -50,6 +50,7 @@ from agent.protocols.choose import open_session, open_tunnel
 from agent.protocols.session import Bounds, Session
 from agent.relay import Refuse, Relay
 from agent.server import Served, Server
+from agent.session_id import new_session_id
 from agent.sides import address_of
 from agent.stream import EvidenceStream
 from policy.combine import RecordDefaults
@@ -59,13 +60,6 @@ from policy.model import Attribution, RecordLevel, RecordMode, Subject, Verdict
 PRESENT_EVERY = 0.25  # seconds between presentations of unsigned blocks
 COUNT_EVERY = 1.0
 GC_EVERY = 50_000  # allocations: an exchange leaves no cycle, and at 700 the search for them is a tenth of it
-ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: nothing to misread at 3 a.m.
-
-
-def new_session_id(now_ms: int, rest: int) -> str:
-    """16 characters: 48 bits of milliseconds and 32 random ones, sorting by time."""
-    value = (now_ms & (1 << 48) - 1) << 32 | rest
-    return "".join(ALPHABET[value >> shift & 31] for shift in range(75, -1, -5))
 
 
 class Worker:
@@ -81,6 +75,7 @@ class Worker:
         self._snapshot: Snapshot | None = None
         self._policy: Policy | None = None
         self._stream = EvidenceStream(self._link.send, self._spawn)
+        self._bindings = Bindings()
         self._slot = -1
         self._budget = Budget(note=lambda: self.count("held_refused"))
         self._stopping = asyncio.Event()
@@ -99,7 +94,7 @@ class Worker:
         return self._settings().first_request
 
     def new_session_id(self) -> str:
-        return new_session_id(time.time_ns() // 1_000_000, secrets.randbits(32))
+        return new_session_id(time.time_ns() // 1_000_000, int.from_bytes(os.urandom(4)))
 
     async def identify(self, relay: Relay) -> Subject:
         guard = relay.guard.name
@@ -130,7 +125,7 @@ class Worker:
             raise Refuse("remote", "callers of other hosts are refused here")
         if subject.pid == os.getpid():
             raise Refuse("loop", "the proxy's own connection came back to it")
-        key = _subject_key(subject)
+        key = subject_key(subject)
         if enforcing and self._subjects[key] >= self._settings().max_connections_per_subject:
             raise Refuse("too-many-connections", "this process has as many connections as one may have")
         self._subjects[key] += 1
@@ -141,7 +136,7 @@ class Worker:
         if subject is None or held is None:
             raise RuntimeError("a session before its subject")
         tunnel = self.bind(subject, relay.guard.name).tunnel(relay.guard.engine, time.time())
-        if tunnel is not None and (subject.remote is None or _is_peer(relay, subject.remote)):
+        if tunnel is not None and (subject.remote is None or is_peer(relay.guard, relay.server_addr[1], subject.remote)):
             relay.tunnelled = True
             return open_tunnel("a tunnel rule covers it")
         judge = SessionJudge(self, subject, relay.guard.name, time.time, self.report_bug)
@@ -177,7 +172,7 @@ class Worker:
         if self._relays.pop(relay.id, None) is None:
             return
         if relay.subject is not None and relay.admitted:
-            key = _subject_key(relay.subject)
+            key = subject_key(relay.subject)
             self._subjects[key] -= 1
             if self._subjects[key] <= 0:
                 del self._subjects[key]
@@ -197,7 +192,7 @@ class Worker:
     def bind(self, subject: Subject, guard: str) -> Bound:
         if self._policy is None:
             raise RuntimeError("no policy yet")
-        return self._policy.bind(subject, guard)
+        return self._bindings.bind(self._policy, subject, guard)
 
     def guard_mode(self, guard: str) -> tuple[bool, bool]:
         held = self._server.find(guard)
@@ -282,7 +277,7 @@ class Worker:
             return
         if relay.subject is not None and held.settings.mode == "enforce" and not held.settings.off:
             judge = SessionJudge(self, relay.subject, relay.guard.name, time.time, self.report_bug)
-            if not judge.has_rights():
+            if not judge.has_rights() and not self._may_be_named(relay, held):
                 relay.end("no-rights-left")
             elif relay.tunnelled and self._tunnel(relay, relay.subject) is None:
                 relay.end("tunnel-withdrawn")
@@ -382,16 +377,3 @@ class Worker:
             task.cancel()
         await asyncio.gather(keeping, ticking, *self._tasks, return_exceptions=True)
         return 0
-
-
-def _is_peer(relay: Relay, remote: str) -> bool:
-    """Whether the configuration lists this address, for this port, among the guard's peers."""
-    address = ipaddress.ip_address(remote)
-    return any(
-        address in ipaddress.ip_network(network) and port in (None, relay.server_addr[1])
-        for network, port in relay.guard.peers
-    )
-
-
-def _subject_key(subject: Subject) -> tuple[Any, ...]:
-    return (subject.pid, subject.start_time, subject.remote)

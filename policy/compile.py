@@ -187,6 +187,8 @@ class Bound:
 
     def _tunnel(self, engine: str, now: float) -> Verdict | None:
         rules = self._rules
+        if not rules.tunnels:
+            return None
         self._refresh(now)
         anything = replace(TUNNEL, guard=self.guard, engine=engine)
         applying = self._restricting(anything) & self._enforced

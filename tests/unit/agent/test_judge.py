@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from agent.judge import SessionJudge
+from agent.judge import Bindings, SessionJudge
 from policy.model import Action, Attribution, Operation, RecordMode, Subject, Verdict
+from tests.unit.policy.tables import policy
 
 SUBJECT = Subject(Attribution.KERNEL, pid=1)
 SEARCH = Operation("qdrant", "q", "POST /collections/{c}/points/query", frozenset({Action.SEARCH}))
+
+ALLOWS = "  - {id: a, what: {action: [search]}, allow: true}"
+DENIES = "  - {id: d, what: {action: [search]}, deny: no}"
 
 
 class Bound:
@@ -131,3 +136,26 @@ def test_a_judge_binds_once_and_again_after_a_reload() -> None:
     rules.in_force, rules.bound = "rules 2", Bound(verdict("deny"))
     assert asked(SEARCH).outcome == "deny"
     assert rules.binds == 2
+
+
+def test_rules_are_bound_once_to_a_subject_and_anew_to_another_or_by_other_rules() -> None:
+    kept, first, second = Bindings(), policy(ALLOWS), policy(DENIES)
+    subject = replace(SUBJECT)
+    bound = kept.bind(first, subject, "q")
+    assert kept.bind(first, subject, "q") is bound
+    assert kept.bind(first, replace(subject), "q") is not bound, "an equal Subject may be another process"
+    assert kept.bind(first, subject, "c").guard == "c"
+    assert kept.bind(second, subject, "q").policy is second
+    assert kept.bind(second, subject, "q").decide(SEARCH, 0.0).outcome == "deny"
+
+
+def test_rules_stay_bound_for_a_bounded_number_of_subjects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.judge.MAX_BOUND", 2)
+    kept, rules = Bindings(), policy(ALLOWS)
+    one, two, three = (replace(SUBJECT) for _ in range(3))
+    first = kept.bind(rules, one, "q")
+    kept.bind(rules, two, "q")
+    assert kept.bind(rules, one, "q") is first
+    kept.bind(rules, three, "q")
+    assert kept.bind(rules, one, "q") is first, "it was asked for later than the second"
+    assert len(kept._kept) == 2

@@ -15,7 +15,8 @@ import pytest
 from agent.link import AgentGone
 from agent.messages import Settings, Snapshot
 from agent.relay import Refuse
-from agent.worker import ALPHABET, Worker, new_session_id
+from agent.session_id import ALPHABET, new_session_id
+from agent.worker import Worker
 from policy.compile import encode_rules
 from policy.model import Attribution, Subject
 from tests.unit.agent.side import SUBJECT, guard
