@@ -12,16 +12,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import ipaddress
 import os
 import signal
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from agent.callers import is_peer, subject_key
 from agent.card import session_card
 from agent.evidence.recorder import Recorder
 from agent.judge import Bindings, SessionJudge
@@ -74,8 +73,8 @@ class Worker:
         self._counters: Counter[str] = Counter()
         self._snapshot: Snapshot | None = None
         self._policy: Policy | None = None
-        self._stream = EvidenceStream(self._link.send, self._spawn)
         self._bindings = Bindings()
+        self._stream = EvidenceStream(self._link.send, self._spawn)
         self._slot = -1
         self._budget = Budget(note=lambda: self.count("held_refused"))
         self._stopping = asyncio.Event()
@@ -125,7 +124,7 @@ class Worker:
             raise Refuse("remote", "callers of other hosts are refused here")
         if subject.pid == os.getpid():
             raise Refuse("loop", "the proxy's own connection came back to it")
-        key = subject_key(subject)
+        key = _subject_key(subject)
         if enforcing and self._subjects[key] >= self._settings().max_connections_per_subject:
             raise Refuse("too-many-connections", "this process has as many connections as one may have")
         self._subjects[key] += 1
@@ -136,7 +135,7 @@ class Worker:
         if subject is None or held is None:
             raise RuntimeError("a session before its subject")
         tunnel = self.bind(subject, relay.guard.name).tunnel(relay.guard.engine, time.time())
-        if tunnel is not None and (subject.remote is None or is_peer(relay.guard, relay.server_addr[1], subject.remote)):
+        if tunnel is not None and (subject.remote is None or _is_peer(relay, subject.remote)):
             relay.tunnelled = True
             return open_tunnel("a tunnel rule covers it")
         judge = SessionJudge(self, subject, relay.guard.name, time.time, self.report_bug)
@@ -172,7 +171,7 @@ class Worker:
         if self._relays.pop(relay.id, None) is None:
             return
         if relay.subject is not None and relay.admitted:
-            key = subject_key(relay.subject)
+            key = _subject_key(relay.subject)
             self._subjects[key] -= 1
             if self._subjects[key] <= 0:
                 del self._subjects[key]
@@ -277,7 +276,7 @@ class Worker:
             return
         if relay.subject is not None and held.settings.mode == "enforce" and not held.settings.off:
             judge = SessionJudge(self, relay.subject, relay.guard.name, time.time, self.report_bug)
-            if not judge.has_rights() and not self._may_be_named(relay, held):
+            if not judge.has_rights():
                 relay.end("no-rights-left")
             elif relay.tunnelled and self._tunnel(relay, relay.subject) is None:
                 relay.end("tunnel-withdrawn")
@@ -377,3 +376,16 @@ class Worker:
             task.cancel()
         await asyncio.gather(keeping, ticking, *self._tasks, return_exceptions=True)
         return 0
+
+
+def _is_peer(relay: Relay, remote: str) -> bool:
+    """Whether the configuration lists this address, for this port, among the guard's peers."""
+    address = ipaddress.ip_address(remote)
+    return any(
+        address in ipaddress.ip_network(network) and port in (None, relay.server_addr[1])
+        for network, port in relay.guard.peers
+    )
+
+
+def _subject_key(subject: Subject) -> tuple[Any, ...]:
+    return (subject.pid, subject.start_time, subject.remote)
