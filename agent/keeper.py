@@ -368,7 +368,6 @@ class Keeper:
         self._listener.close()
 
 
-def _nobody(reason: str) -> Subject:
 async def _find_out(answer: Coroutine[Any, Any, Subject]) -> Subject:
     try:
         return await answer
@@ -381,6 +380,7 @@ def _failed(error: Exception) -> Subject:
     return _nobody(f"identity failed: {type(error).__name__}")
 
 
+def _nobody(reason: str) -> Subject:
     return Subject(Attribution.UNATTRIBUTED, null_reason={"pid": reason})
 
 

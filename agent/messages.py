@@ -156,10 +156,10 @@ class Welcome(Message, frozen=True, tag="welcome"):
 
 
 class Identified(Message, frozen=True, tag="identified"):
-    id: int
     """Who connected. A worker that `keeps` is sent a Subject once, under a number that may be given another
     one later; from then on the number alone. Numbers are of one connection between agent and worker."""
 
+    id: int
     subject: Subject | None
     number: int = -1
 

@@ -47,7 +47,8 @@ class World:
 
     def seen(self, **reading: Any) -> Observation:
         values = {
-            "state": "live", "exe_link": os.fsencode(self.app), "cwd": "/srv", "groups": (4, 27), "argv": ("a",),
+            "state": "live", "exe_link": os.fsencode(self.app), "cwd": "/srv", "groups": (4, 27),
+            "argv": ("app",),
         } | reading  # fmt: skip
         return Observation(reading=Reading(**values), same_image=True, names_read=True, complete=True)
 
