@@ -8,9 +8,10 @@ Operation out of plain words. Cases are judged as enforce mode does, whatever mo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import msgspec
 from pydantic import ValidationError
 
 from policy.compile import Policy
@@ -134,7 +135,7 @@ def _run(policy: Policy, case: Case, engines: Mapping[str, str], now: float) -> 
 def with_engine(operation: Operation, engines: Mapping[str, str]) -> Operation:
     if operation.engine or operation.guard not in engines:
         return operation
-    return replace(operation, engine=engines[operation.guard])
+    return msgspec.structs.replace(operation, engine=engines[operation.guard])
 
 
 def subject_from(words: Mapping[str, str]) -> Subject:

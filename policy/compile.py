@@ -9,7 +9,6 @@ Bit i of every set stands for the guard's i-th rule by id.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 import msgspec
 
@@ -190,7 +189,7 @@ class Bound:
         if not rules.tunnels:
             return None
         self._refresh(now)
-        anything = replace(TUNNEL, guard=self.guard, engine=engine)
+        anything = msgspec.structs.replace(TUNNEL, guard=self.guard, engine=engine)
         applying = self._restricting(anything) & self._enforced
         tunnel = self._first(self._permitting(anything) & self._enforced & rules.tunnels)
         if tunnel is None or applying & (rules.denies | rules.restricts):

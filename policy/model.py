@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+import msgspec
+
 Scalar = str | int | float | bool
 ANY_COLLECTION = "*"
 """Member of `Operation.collections` that says: all of them, or it cannot be told which."""
@@ -101,9 +103,12 @@ class Subject:
     null_reason: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """What one request asks for, whatever the engine and the wire format."""
+class Operation(msgspec.Struct, frozen=True):
+    """What one request asks for, whatever the engine and the wire format.
+
+    A struct and not a dataclass: one is made for every request, and a frozen dataclass of so many fields
+    takes 6 us to fill, a struct 0.5. Changed copies come from ``msgspec.structs.replace``.
+    """
 
     engine: str
     guard: str

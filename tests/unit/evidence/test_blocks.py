@@ -53,7 +53,7 @@ def raw_block(head: bytes, *, codec: int = 0, raw: int | None = None, count: int
 
 
 def test_no_field_of_an_operation_or_a_verdict_is_left_out_of_the_record() -> None:
-    assert set(vocabulary.OperationPart.__struct_fields__) == {x.name for x in dataclasses.fields(Operation)}
+    assert set(vocabulary.OperationPart.__struct_fields__) == set(Operation.__struct_fields__)
     assert set(vocabulary.VerdictPart.__struct_fields__) == {x.name for x in dataclasses.fields(Verdict)}
     assert set(vocabulary.LimitPart.__struct_fields__) == {x.name for x in dataclasses.fields(Limit)}
     assert set(vocabulary.MaskPart.__struct_fields__) == {x.name for x in dataclasses.fields(Mask)}

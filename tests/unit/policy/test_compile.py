@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from policy.compile import Bound, Policy, decode_rules, encode_rules
 from policy.decide import decide, observed
@@ -249,12 +250,12 @@ def test_what_needs_the_body_is_never_let_through_without_it(
     some: list[Rule], who_: Subject, asked: Operation
 ) -> None:
     bound = Policy(some).bind(who_, "q")
-    head = replace(asked, partial=True)
+    head = structs.replace(asked, partial=True)
     verdict = bound.decide(head, NOW)
     if verdict.outcome == "allow" and (verdict.limits or verdict.filters or not verdict.vectors):
         raise AssertionError("allowed unread")
     if not bound.reads_body(head):
-        assert verdict == bound.decide(replace(asked, partial=False), NOW)
+        assert verdict == bound.decide(structs.replace(asked, partial=False), NOW)
 
 
 @QUICK
