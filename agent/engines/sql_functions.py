@@ -107,7 +107,7 @@ WINDOW: Final = _set(
 )
 
 COUNTS: Final = frozenset(
-    "count num_nonnulls num_nulls pg_typeof grouping row_number rank dense_rank".split()
+    ["count", "num_nonnulls", "num_nulls", "pg_typeof", "grouping", "row_number", "rank", "dense_rank"]
 )
 """What they give tells only whether, or how often, their argument is there."""
 
@@ -136,11 +136,11 @@ DISTANCE_OPERATORS: Final = frozenset({"<->", "<#>", "<=>", "<+>", "<~>", "<%>"}
 
 EXTENSIONS: Final = _set(
     """
-    vector pg_trgm unaccent uuid-ossp pgcrypto fuzzystrmatch citext hstore ltree intarray cube earthdistance isn
-    seg btree_gin btree_gist plpgsql
+    vector pg_trgm unaccent uuid-ossp pgcrypto fuzzystrmatch citext hstore ltree intarray cube earthdistance
+    isn seg btree_gin btree_gist plpgsql
     """
 )
-"""Extensions whose functions all are PURE. Not among them: dblink, lo, tablefunc, xml2, file_fdw, adminpack."""
+"""Extensions whose functions all are PURE. Not among them: dblink, lo, tablefunc, xml2, file_fdw."""
 NOT_PURE: Final = frozenset({"plpgsql_call_handler", "plpgsql_inline_handler", "plpgsql_validator"})
 
 
@@ -253,7 +253,7 @@ _ADMIN: Final = _set(
 
 
 def system_relation(schema: str, name: str) -> Action:
-    """What reading a relation of pg_catalog or information_schema is. Nobody writes one: that is `unknown`."""
+    """What reading a relation of pg_catalog or information_schema is. Writing one is `unknown`."""
     if schema == "information_schema":
         return Action.SCHEMA
     if name in _SESSION:

@@ -218,6 +218,7 @@ class Statement:
     calls: tuple[Call, ...] = ()  # those that make it unknown, admin or writing
     parameters: frozenset[int] = frozenset()  # numbers of $n in it
     relations: frozenset[Relation] = frozenset()  # all it touches, also beneath views
+    everything: bool = False  # it may touch relations that nothing in it names: collections are *
     carries_filter: bool = True  # every row it reaches is reached through a reference that can be narrowed
     unknown: str | None = None  # why it cannot be judged (action unknown)
     inner: Statement | None = (
