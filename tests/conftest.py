@@ -23,7 +23,7 @@ from tests import leaks, machine
 
 # Seconds one test may take: far above what it needs, far below what would hide a hang.
 LIMITS = {
-    "unit": 20, "harness": 60, "wire": 120, "servers": 300, "kernel": 120, "package": 600,
+    "unit": 60, "harness": 120, "wire": 200, "servers": 600, "kernel": 200, "package": 600,
     "soak": 3600, "bench": 3600,
 }  # fmt: skip
 STEERED = {"servers", "kernel", "soak", "bench"}  # rings that need root and eBPF

@@ -25,7 +25,7 @@ from tests.kernel.arena import remove_cgroup
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "vecward.yaml"
-READY, COMMAND, STOP = 60.0, 60.0, 30.0  # seconds
+READY, COMMAND, STOP = 90.0, 90.0, 60.0  # seconds
 
 
 class Stage:

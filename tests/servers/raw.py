@@ -9,12 +9,15 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from agent.evidence.archive import Archive
 from agent.evidence.frames import Frame, OpaqueFrame, UnknownFrame
+from tests.kernel.arena import PATIENCE
 from tests.servers.stage import Stage
 
+TALK = 30.0  # seconds without a byte after which a connection counts as one that nobody answers
 Ending = Literal["eof", "reset", "refused", "timeout", "open"]
 
 
@@ -52,7 +55,7 @@ def talk(
     pause: float = 0.0,
     half_close: bool = False,
     until: bytes | None = None,
-    timeout: float = 5.0,
+    timeout: float = TALK,
     host: str = "127.0.0.1",
 ) -> Talk:
     """Connect, send the pieces with pauses between, read to the end (or until some bytes came)."""
@@ -87,7 +90,7 @@ def talk(
 def say(stage: Stage, *pieces: bytes, user: str | int | None = "nobody", **how: Any) -> Talk:
     """`talk` with the stage's database port, as a client of the stage."""
     found: Talk = stage.arena.run(
-        lambda: talk(stage.port, *pieces, **how), user=user, timeout=how.get("timeout", 5.0) + 30
+        lambda: talk(stage.port, *pieces, **how), user=user, timeout=how.get("timeout", TALK) + PATIENCE
     )
     return found
 
@@ -110,12 +113,22 @@ def frames(stage: Stage) -> Iterator[Frame | UnknownFrame]:
                 yield item.frame
 
 
-def wait_until(holds: Any, seconds: float = 10.0, what: str = "") -> None:
+def wait_until(holds: Any, seconds: float = PATIENCE, what: str = "") -> None:
     """Until `holds()` is true. Raises AssertionError."""
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"not after {seconds} s: {what}"
         time.sleep(0.05)
+
+
+def is_dead(pid: int) -> bool:
+    """Every thread of it has ended: nothing of it is open any more, though nobody may have buried it."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return len(threads) == 1 and state in "ZX"
 
 
 def exists(pid: int) -> bool:

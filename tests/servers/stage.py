@@ -23,11 +23,11 @@ from types import TracebackType
 from typing import Any, Literal
 
 from tests import venvs
-from tests.kernel.arena import ROOT, Arena
+from tests.kernel.arena import PATIENCE, ROOT, Arena
 
 CHROMA_PORT = 8000
 QDRANT_PORT = 6333
-READY = 30.0
+READY = PATIENCE
 ALLOW_ALL = """\
 version: 1
 rules:
@@ -43,7 +43,11 @@ class Stage:
     `folder` is a world-readable place for scripts; `database` the running server's process.
     """
 
-    def __init__(self, engine: Literal["chroma", "qdrant"] = "chroma") -> None:
+    def __init__(
+        self, engine: Literal["chroma", "qdrant"] = "chroma", waits: Literal["patient", "shipped"] = "patient"
+    ) -> None:
+        """`waits`: how long a client waits for its identity (tests/servers/patient.py)."""
+        self._waits = waits
         self.engine = engine
         self.port = CHROMA_PORT if engine == "chroma" else QDRANT_PORT
         self.guard = "docs"
@@ -94,12 +98,12 @@ class Stage:
             self.database = self.arena.popen(
                 [*command, *options], group="database", stdout=out, stderr=out, cwd=self.folder
             )
-        self._wait(lambda: self.arena.inside(lambda: _listens(self.port)), 30, f"the database: {log}")
+        self._wait(lambda: self.arena.inside(lambda: _listens(self.port)), READY, f"the database: {log}")
         return self.database
 
     def stop_database(self) -> None:
         self.database.terminate()
-        self.database.wait(20)
+        self.database.wait(PATIENCE)
 
     # -- vecward -----------------------------------------------------------------------------------
 
@@ -133,7 +137,7 @@ class Stage:
         before = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as out:
             self._run = self.arena.popen(
-                [sys.executable, "-m", "agent", "run", "-c", str(self.config)],
+                [sys.executable, "-m", "tests.servers.patient", self._waits, "run", "-c", str(self.config)],
                 group=None, cwd=ROOT, stdout=out, stderr=out,
             )  # fmt: skip
         run = self._run
@@ -152,7 +156,7 @@ class Stage:
         if run is None:
             return 0
         run.send_signal(how)
-        return run.wait(30)
+        return run.wait(PATIENCE)
 
     @property
     def running(self) -> subprocess.Popen[bytes]:
@@ -195,7 +199,7 @@ class Stage:
         script: str,
         *arguments: str,
         user: str | int | None = None,
-        timeout: float = 60,
+        timeout: float = 2 * PATIENCE,
         python: Path | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a script with the engine's official client library, as any user; raises on a non-zero exit."""
@@ -240,7 +244,7 @@ class Stage:
 
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
-        probe.settimeout(1)
+        probe.settimeout(10)
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.arena import ROOT
+from tests.kernel.arena import PATIENCE, ROOT
 from tests.servers.raw import request, say
 from tests.servers.stage import ALLOW_ALL, Stage
 
@@ -40,7 +40,7 @@ def launch(stage: Stage, *before: str) -> tuple[int, str]:
         stderr=subprocess.STDOUT,
     )
     try:
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         process.terminate()
         out, _ = process.communicate()

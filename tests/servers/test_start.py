@@ -16,7 +16,7 @@ import pytest
 
 from agent.kernel.attach import detach
 from agent.kernel.errors import SteeringError
-from tests.kernel.arena import ROOT
+from tests.kernel.arena import PATIENCE, ROOT
 from tests.servers.raw import wait_until
 from tests.servers.stage import Stage
 
@@ -35,7 +35,7 @@ def _start(stage: Stage, **options: Any) -> subprocess.Popen[bytes]:
 
 def _fails(stage: Stage) -> str:
     process = _start(stage, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    said = process.communicate(timeout=60)[0].decode()
+    said = process.communicate(timeout=PATIENCE)[0].decode()
     assert process.returncode == 1, said
     return said
 
@@ -152,7 +152,7 @@ def test_a_run_whose_output_nobody_reads_any_more_goes_on(stage: Stage) -> None:
     wait_until(lambda: len(stage.status["workers"]) == 1)
     assert process.poll() is None
     process.terminate()
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE) == 0
     assert not stage.arena.pins.exists()
 
 
@@ -161,7 +161,7 @@ def test_a_stop_at_any_moment_of_the_start_leaves_nothing(stage: Stage, delay: f
     process = _start(stage, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     time.sleep(delay)
     process.terminate()
-    process.wait(30)
+    process.wait(PATIENCE)
     assert not stage.arena.pins.exists()
     assert not list(stage.arena.cgroup.glob("vecward-*"))
 
@@ -180,4 +180,4 @@ def test_a_hang_up_of_the_terminal_ends_nobody(stage: Stage) -> None:
     time.sleep(0.5)
     assert procs.read_text() == before
     process.terminate()
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE) == 0

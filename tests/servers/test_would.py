@@ -49,7 +49,7 @@ def recorded(stage: Stage, script: str) -> list[tuple[Any, ...]]:
         stage.start_database()
         stage.vecward(POLICY, mode="observe", workers=1)
         stage.client(script, user="nobody")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 90
         while not (found := stage.json("sessions")) or not all(session["ended"] for session in found):
             assert time.monotonic() < deadline, found
             time.sleep(0.2)
