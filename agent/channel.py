@@ -23,6 +23,12 @@ MAX_DESCRIPTORS = 8  # in one received packet
 _HEAD = struct.Struct("<IB")
 
 
+def peer_of(sock: socket.socket) -> tuple[int, int, int]:
+    """(pid, uid, gid) of who connected a Unix socket, as the kernel noted it then (SO_PEERCRED)."""
+    pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid, gid
+
+
 class Channel:
     """One end. `received(payload, descriptors)` gets each message; `closed(reason)` is called once.
 
@@ -54,9 +60,7 @@ class Channel:
 
     def peer(self) -> tuple[int, int, int]:
         """(pid, uid, gid) of the peer as the kernel knows them (SO_PEERCRED)."""
-        raw = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        pid, uid, gid = struct.unpack("3i", raw)
-        return pid, uid, gid
+        return peer_of(self._sock)
 
     def send(self, payload: bytes, descriptors: Sequence[int] = ()) -> None:
         """Queue one message. Descriptors are duplicated: the caller keeps and closes its own."""

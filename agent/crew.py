@@ -4,28 +4,30 @@
 Owns the workers' socket, their admission (user, pidfd, cgroup), their slots in the kernel's maps and
 the segments they write to. The cgroup of an admitted worker is what exempts its connections to the
 database, so nothing is released to a worker before its cgroup is checked, and the exemption leaves
-with the last worker of that cgroup. Bias: a worker that cannot be checked is refused.
+with the last worker of that cgroup. A worker that connects again takes its own place, whether or not the end
+of its old channel was read; nobody else's. Bias: a worker that cannot be checked is refused.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import re
 import select
 import socket
 import stat
 import sys
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from agent import messages
-from agent.channel import Channel
+from agent.channel import Channel, peer_of
+from agent.counts import Counts, bounded
 from agent.evidence.segment import SegmentFile, create_segment, is_stream_id, list_segments, new_stream_id
 from agent.kernel.records import MAX_WORKERS
-from agent.member import Member
+from agent.member import Member, Unfit, cgroup_of
 from agent.messages import (
     OLDEST,
     VERSION,
@@ -51,8 +53,8 @@ KILL_TIMEOUT = 2.0
 HELLO_TIMEOUT = 10.0  # who says nothing must not take a worker's place
 SEGMENT_EVERY = 1.0  # seconds between two segments of a worker: without a spare it goes on in the one it has
 UNUSED_SEGMENTS = 4  # so many are not even begun: it gets no more
-MAX_COUNTERS, MAX_COUNT = 256, 2**50  # what a worker says ends up in signed checkpoints: sums must fit too
 MAX_CONNECTED = MAX_WORKERS * 2  # a generation that drains and one that takes over
+MAX_OF_PROCESS = 2  # channels: the one whose end was not read yet, and the next
 
 
 class Slots(Protocol):
@@ -87,10 +89,6 @@ class Owner(Protocol):
     def left(self, member: Member) -> None: ...
 
 
-class Unfit(Exception):
-    """This process may not be a worker."""
-
-
 class Crew:
     """Takes workers in and knows them until they go."""
 
@@ -105,6 +103,7 @@ class Crew:
         proxy_uid: int,
         cgroups: Callable[[Path], bool],
         cgroup_root: Path,
+        of_process: int = MAX_OF_PROCESS,
     ) -> None:
         self._owner = owner
         self._slots = slots
@@ -113,7 +112,9 @@ class Crew:
         self._is_proxy_cgroup = cgroups
         self._cgroup_root = cgroup_root
         self.members: dict[int, Member] = {}  # by slot
-        self._connected = 0
+        self._counts = Counts()
+        self._connected: Counter[int] = Counter()  # channels by process
+        self._of_process = of_process
         self._kills: dict[str, list[dict[int, asyncio.Future[bool]]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -121,10 +122,11 @@ class Crew:
 
     def accept(self, sock: socket.socket) -> None:
         """A connection on the workers' socket."""
-        if self._connected >= MAX_CONNECTED:
+        pid = peer_of(sock)[0]
+        if self._connected.total() >= MAX_CONNECTED or self._connected[pid] >= self._of_process:
             sock.close()
             return
-        self._connected += 1
+        self._connected[pid] += 1
         member: Member | None = None
         channel: Channel
 
@@ -144,7 +146,7 @@ class Crew:
                     os.close(descriptors.pop())
 
         def closed(reason: str) -> None:
-            self._connected -= 1
+            self._connected -= Counter((pid,))
             if member is not None:
                 self._leave(member)
 
@@ -184,31 +186,45 @@ class Crew:
             raise Unfit(f"it runs as uid {uid}; workers run as {self._proxy_uid}")
         pidfd = os.pidfd_open(pid)
         try:
-            cgroup = self._cgroup_of(pid, pidfd)
+            cgroup = cgroup_of(pid, pidfd, self._cgroup_root)
             if not self._is_proxy_cgroup(cgroup):
                 raise Unfit(f"pid {pid} is in cgroup {cgroup}, which is not a proxy's")
-            if message.stream is not None and not self._may_resume(message.stream):
+            older = self._older(message.stream, pid)
+            if older is None and message.stream is not None and not self._may_resume(message.stream):
                 raise Unfit(f"it claims stream {message.stream!r}, which it cannot have")
-            wanted = [message.slot] if 0 <= message.slot < MAX_WORKERS else []
-            free = next((slot for slot in [*wanted, *range(MAX_WORKERS)] if slot not in self.members), None)
-            if free is None:
-                raise Unfit(f"there are {MAX_WORKERS} workers already")
+            slot = self._free_slot(message.slot) if older is None else older.slot
             identity = os.stat(cgroup).st_ino
         except BaseException:
             os.close(pidfd)
             raise
         stream = message.stream or new_stream_id()
-        return Member(pid, pidfd, cgroup, identity, channel, free, message.generation, stream)
+        member = Member(pid, pidfd, cgroup, identity, channel, slot, message.generation, stream)
+        if older is not None:
+            self._supersede(older, member)
+        return member
 
-    def _cgroup_of(self, pid: int, pidfd: int) -> Path:
-        """The v2 cgroup of a process, read while the pidfd proves that the pid is still that process."""
-        text = Path(f"/proc/{pid}/cgroup").read_text()
-        line = next((x for x in text.splitlines() if x.startswith("0::")), None)
-        if select.select([pidfd], [], [], 0)[0]:
-            raise Unfit(f"pid {pid} ended meanwhile")
-        if line is None or ".." in line:
-            raise Unfit(f"pid {pid} is in no cgroup of the v2 hierarchy")
-        return self._cgroup_root / line.removeprefix("0::").lstrip("/")
+    def _free_slot(self, wanted: int) -> int:
+        first = [wanted] if 0 <= wanted < MAX_WORKERS else []
+        slots: list[int] = [*first, *range(MAX_WORKERS)]
+        free = next((slot for slot in slots if slot not in self.members), None)
+        if free is None:
+            raise Unfit(f"there are {MAX_WORKERS} workers already")
+        return free
+
+    def _older(self, stream: str | None, pid: int) -> Member | None:
+        """The member that this very process was on another channel, with this stream."""
+        for member in self.members.values():
+            if stream is not None and (member.stream, member.pid) == (stream, pid):
+                return None if select.select([member.pidfd], [], [], 0)[0] else member  # a pid used again
+        return None
+
+    def _supersede(self, older: Member, member: Member) -> None:
+        """The newer channel counts. Its listeners stay where they are: the process that holds them lives."""
+        member.listening = older.listening
+        member.sessions, member.counters, member.draining = older.sessions, older.counters, older.draining
+        self.members[member.slot] = member
+        older.superseded = True
+        older.channel.close("it connected again")
 
     def _may_resume(self, stream: str) -> bool:
         in_use = any(member.stream == stream for member in self.members.values())
@@ -268,7 +284,7 @@ class Crew:
             case NeedSegment():
                 self._give_segment(member)
             case Counters():
-                member.counters, member.sessions = _bounded(message.values), message.sessions
+                member.counters, member.sessions = bounded(message.values), message.sessions
             case Ended():
                 self._ended(member, message)
             case _:
@@ -342,6 +358,11 @@ class Crew:
     def _leave(self, member: Member) -> None:
         if member.segment_timer is not None:
             member.segment_timer.cancel()
+        if member.superseded:
+            with suppress(OSError):
+                os.close(member.pidfd)
+            return
+        self._counts.end(member.counters)
         if self.members.get(member.slot) is member:
             del self.members[member.slot]
             for guard in member.listening:
@@ -354,6 +375,10 @@ class Crew:
             self._slots.unexempt(member.cgroup_id)
         self._owner.left(member)
 
+    def counters(self) -> dict[str, int]:
+        """Of all workers since the agent started, those that are gone too."""
+        return self._counts.total(member.counters for member in self.members.values())
+
     def close(self) -> None:
         for member in list(self.members.values()):
             member.channel.close("the agent stops")
@@ -364,16 +389,3 @@ class Crew:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-_COUNTER = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # reasons are in it: protocol_client_chunked-in-1.0
-
-
-def _bounded(values: dict[str, int]) -> dict[str, int]:
-    """Counters as the agent keeps them. Raises Unfit: one that lies must not stop the signing of all."""
-    if len(values) > MAX_COUNTERS:
-        raise Unfit(f"{len(values)} counters; at most {MAX_COUNTERS}")
-    for name, value in values.items():
-        if not _COUNTER.fullmatch(name) or not 0 <= value <= MAX_COUNT:
-            raise Unfit("a counter that is none")
-    return values

@@ -323,9 +323,7 @@ class Keeper:
     def _counters(self) -> dict[str, int]:
         stats = self.steering.stats()
         totals: dict[str, int] = {f"kernel_{name}": value for name, value in stats.items()}
-        for member in self.crew.members.values():
-            for name, value in member.counters.items():
-                totals[f"proxy_{name}"] = totals.get(f"proxy_{name}", 0) + value
+        totals |= {f"proxy_{name}": value for name, value in self.crew.counters().items()}
         return totals
 
     async def _resync(self) -> None:

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """One connected worker as the agent knows it, and what it was told.
 
-Owns how a Subject is said to a worker; who may be a worker is the crew's to decide.
+Owns how a Subject is said to a worker, and where its process is; who may be a worker is the crew's to decide.
 """
 
 from __future__ import annotations
 
 import asyncio
+import select
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,21 @@ from agent import messages
 from agent.channel import Channel
 from agent.messages import MAX_KEPT_SUBJECTS, AgentMessage, Identified, Identify
 from policy.model import Subject
+
+
+class Unfit(Exception):
+    """This process may not be a worker."""
+
+
+def cgroup_of(pid: int, pidfd: int, root: Path) -> Path:
+    """The v2 cgroup of a process, read while the pidfd proves that the pid is still that process."""
+    text = Path(f"/proc/{pid}/cgroup").read_text()
+    line = next((x for x in text.splitlines() if x.startswith("0::")), None)
+    if select.select([pidfd], [], [], 0)[0]:
+        raise Unfit(f"pid {pid} ended meanwhile")
+    if line is None or ".." in line:
+        raise Unfit(f"pid {pid} is in no cgroup of the v2 hierarchy")
+    return root / line.removeprefix("0::").lstrip("/")
 
 
 @dataclass(eq=False)
@@ -33,6 +49,7 @@ class Member:
     counters: dict[str, int] = field(default_factory=dict)
     sessions: int = 0
     draining: bool = False
+    superseded: bool = False  # its process connected again and goes on as another member
     segment_due: float = 0.0  # loop time
     segment_timer: asyncio.TimerHandle | None = None
 

@@ -24,10 +24,6 @@ def status_document(keeper: Keeper) -> dict[str, Any]:
     """Times RFC 3339 UTC, sizes bytes, durations seconds."""
     kernel = keeper.steering.stats()
     members = list(keeper.crew.members.values())
-    proxy: dict[str, int] = {}
-    for member in members:
-        for name, value in member.counters.items():
-            proxy[name] = proxy.get(name, 0) + value
     return {
         "version": __version__,
         "host": keeper.notary.host,
@@ -37,7 +33,7 @@ def status_document(keeper: Keeper) -> dict[str, Any]:
         "guards": [_guard(keeper, watched) for watched in keeper.guards],
         "coverage": coverage(kernel),
         "kernel": kernel,
-        "proxy": dict(sorted(proxy.items())),
+        "proxy": keeper.crew.counters(),
         "workers": [
             {
                 "pid": m.pid,

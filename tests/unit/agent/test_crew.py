@@ -7,6 +7,8 @@ import asyncio
 import contextlib
 import os
 import socket
+import struct
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -139,7 +141,7 @@ class Yard:
         (root / "cgroup" / name.lstrip("/")).mkdir(parents=True, exist_ok=True)
         values: dict[str, Any] = {
             "host": "host-1", "boot": "boot-1", "streams": self.streams, "proxy_uid": os.geteuid(),
-            "cgroups": lambda path: True, "cgroup_root": root / "cgroup",
+            "cgroups": lambda path: True, "cgroup_root": root / "cgroup", "of_process": 128,
         }  # fmt: skip
         self.crew = Crew(self.owner, self.slots, **{**values, **changes})
 
@@ -161,6 +163,26 @@ class Yard:
                 peer.say(Listener(guard), ours.fileno())
         await until(lambda: self.owner.joins == before + len(guards))
         return peer
+
+    async def from_another_process(self, folder: Path, payload: bytes) -> bytes:
+        """What another process is told that says this first."""
+        with socket.socket(socket.AF_UNIX) as door:
+            door.bind(str(folder / "door"))
+            door.listen()
+            door.setblocking(False)
+            code = (
+                "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])\n"
+                "s.sendall(bytes.fromhex(sys.argv[2]))\n"
+                "while data := s.recv(65536): sys.stdout.buffer.write(data)"
+            )
+            frame = struct.pack("<IB", len(payload), 0) + payload
+            child = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", code, str(folder / "door"), frame.hex(), stdout=asyncio.subprocess.PIPE
+            )
+            sock, _ = await asyncio.get_running_loop().sock_accept(door)
+            self.crew.accept(sock)
+            said, _ = await child.communicate()
+            return said
 
     async def refused(self, **hello: Any) -> str:
         peer = self.connect()
@@ -253,12 +275,48 @@ def test_a_worker_goes_on_with_its_stream_after_the_agent_was_started_again(tmp_
 def test_a_stream_has_one_writer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async def story() -> None:
         async with yard(tmp_path) as here:
-            first = await here.join()
-            second = here.connect()
-            second.hello(stream=first.of(Welcome)[0].stream)
-            await until(lambda: second.closed)
-            assert "which it cannot have" in second.of(Refused)[0].reason
-            assert list(here.crew.members) == [0]
+            first = await here.join("q")
+            (own,) = here.crew.members.values()
+            stranger = Hello(VERSION, 1, "1", own.stream, own.slot)
+            said = await here.from_another_process(tmp_path, messages.encode(stranger))
+            assert b"which it cannot have" in said
+            assert here.crew.members == {0: own}
+            assert not first.closed
+
+    run(story)
+
+
+def test_a_worker_that_connects_again_before_its_old_end_was_read_takes_its_own_place(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with yard(tmp_path) as here:
+            first = await here.join("q", slot=4)
+            welcome = first.of(Welcome)[0]
+            held = dict(here.slots.listeners)
+            second = await here.join(stream=welcome.stream, slot=4)
+            assert second.of(Welcome)[0] == welcome
+            await until(lambda: first.closed)
+            assert here.slots.listeners == held  # the port was never without it
+            (member,) = here.crew.members.values()
+            assert (member.slot, member.listening) == (4, {"q"})
+            assert here.owner.lost == []  # its stream did not end
+            assert len(here.slots.exempted) == 1
+            second.channel.close()
+            await until(lambda: here.owner.lost)
+            assert here.owner.lost == [member]
+            assert here.slots.listeners == {}
+            assert here.slots.exempted == set()
+
+    run(story)
+
+
+def test_one_process_has_two_channels_at_most(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with yard(tmp_path, of_process=2) as here:
+            several = [here.connect() for _ in range(3)]
+            await until(lambda: several[2].closed)
+            several[0].channel.close()
+            await turns()
+            assert (await here.join()).of(Welcome)
 
     run(story)
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from agent.config import Guard
+from agent.counts import Counts
 from agent.guards import FOREVER, Watched
 from agent.kernel.records import STATS
 from agent.kernel.steering import Listening
@@ -26,6 +27,8 @@ def keeper() -> Any:
         Watched(1, Guard(name="o", engine="chroma", ports=(8000,)), (), FOREVER, "maintenance"),
         Watched(2, Guard(name="t", engine="chroma", ports=(8001,)), (), 1_000_000.0, "a while"),
     ]
+    counts = Counts()
+    counts.end({"accepted": 5})  # of a worker that was replaced
     members = [
         SimpleNamespace(
             pid=n, slot=n, generation="g", stream=f"s{n}", sessions=n, draining=False, listening=listening,
@@ -37,7 +40,9 @@ def keeper() -> Any:
         steering=SimpleNamespace(
             stats=lambda: kernel, up=lambda: [Listening(ip_address("::1"), 6333, 1, False)]
         ),
-        crew=SimpleNamespace(members=dict(enumerate(members))),
+        crew=SimpleNamespace(
+            members=dict(enumerate(members)), counters=lambda: counts.total(m.counters for m in members)
+        ),
         notary=SimpleNamespace(host="h", boot="b", document=lambda: {"unsigned": 0}),
         guards=watched,
         started=0.0,
@@ -59,7 +64,7 @@ def test_the_document_says_what_holds_now() -> None:
     )  # fmt: skip
     assert (o["workers"], o["up"], o["off"]) == (1, False, {"until": None, "reason": "maintenance"})
     assert t["off"]["until"] == "1970-01-12T13:46:40Z"
-    assert document["proxy"] == {"accepted": 1, "bugs": 2}
+    assert document["proxy"] == {"accepted": 6, "bugs": 2}
     assert document["started"] == "1970-01-01T00:00:00Z"
     assert document["policy"]["problem"] == "rules.yaml:3: no"
 
