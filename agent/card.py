@@ -8,9 +8,11 @@ No credential, no environment, no file content; argv is bounded by identity and 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from agent.messages import GuardSettings
+from agent.protocols.session import Secured
 from policy.model import Subject
 
 _COPIED = (
@@ -30,6 +32,7 @@ def session_card(
     client: tuple[str, int],
     server: tuple[str, int],
     policy: str,
+    tls: Iterable[Secured] = (),
 ) -> dict[str, Any]:
     """Values as msgpack takes them; a null field's reason is in ``null_reason``."""
     card: dict[str, Any] = {
@@ -52,4 +55,10 @@ def session_card(
     }
     for name in (*_COPIED, *_BESIDE):
         card[name] = getattr(subject, name)
+    for secured in tls:
+        if secured.side == "client":
+            card["tls"] = True
+            card["tls_version"], card["tls_cipher"] = secured.version, secured.cipher
+        else:
+            card["server_tls_version"], card["server_tls_cipher"] = secured.version, secured.cipher
     return card

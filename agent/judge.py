@@ -120,6 +120,11 @@ class SessionJudge:
             self._report(error)
             return True
 
+    def rebind(self, subject: Subject) -> None:
+        """More is known of the subject: what is judged from now on is judged by it."""
+        self._subject = subject
+        self._held = self._bound = None
+
     def has_rights(self) -> bool:
         """Whether any rule could still allow this subject something (else its session is closed)."""
         try:

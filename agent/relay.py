@@ -13,13 +13,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
-from typing import Protocol as Interface
+from typing import Any, Literal, cast
 
+from agent.host import Host, Refuse
 from agent.messages import GuardSettings
-from agent.protocols.session import Intent, Opaque, Output, ProtocolError, Record, Session
+from agent.protocols.session import Intent, Opaque, Output, ProtocolError, Record, Secured, Securing, Session
+from agent.secure import secure_side
 from agent.sides import ServerSide, address_of, close_gently, pause, send_eof, send_reset, socket_cookie
 from agent.tally import Tally
+from agent.tls_layer import TlsError
 from policy.model import RecordMode, Subject
 
 DIAL_TIMEOUT = 10.0  # seconds for the database to answer a SYN on this host
@@ -27,59 +29,6 @@ LINGER = 2.0  # seconds in which a refused client may read why
 HIGH_WATER = 1 << 20  # bytes queued on one side before the other is paused
 MAX_UNRECORDED = 32  # outputs that wait for their records before both sides are paused
 _STRICTNESS: dict[RecordMode, int] = {"best-effort": 0, "strict": 1, "strict-sync": 2}
-
-
-class Refuse(Exception):
-    """This connection may not go on; `reason` is a stable short word."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.message = message
-
-
-class Journal(Interface):
-    """What the relay needs of ``agent/evidence/recorder.py``."""
-
-    def open_session(self, session_id: str, card: dict[str, Any]) -> None: ...
-
-    def close_session(self, session_id: str, summary: dict[str, Any]) -> None: ...
-
-    def put(
-        self,
-        session_id: str,
-        records: Sequence[Record],
-        mode: RecordMode,
-        release: Callable[[bool], None],
-    ) -> None: ...
-
-
-class Host(Interface):
-    """What the relay needs of the worker that accepted it."""
-
-    @property
-    def journal(self) -> Journal: ...
-
-    @property
-    def first_request(self) -> float: ...
-
-    def new_session_id(self) -> str: ...
-
-    async def identify(self, relay: Relay) -> Subject: ...
-
-    def admit(self, relay: Relay) -> None:
-        """Raises Refuse where this subject may not even connect."""
-        ...
-
-    def open_protocol(self, relay: Relay) -> Session: ...
-
-    def card(self, relay: Relay) -> dict[str, Any]: ...
-
-    def count(self, name: str, by: int = 1) -> None: ...
-
-    def report_bug(self, error: BaseException) -> None: ...
-
-    def forget(self, relay: Relay) -> None: ...
 
 
 class _Waiting:
@@ -120,13 +69,20 @@ class Relay:
         self._unread: tuple[tuple[str, int, bytes], ...] | None = None
         self._opened = self._draining = False
         self._closing: str | None = None
-        self._client_full = self._server_full = self._behind = False
+        self._client_full = self._server_full = self._behind = self._securing = False
+        self.tls: tuple[Secured, ...] = ()  # the sides that speak TLS
+        self.rebind: Callable[[Subject], None] | None = None  # of the session's judge
         client.set_write_buffer_limits(HIGH_WATER)
         self._start_task = asyncio.get_running_loop().create_task(self._start())
 
     @property
     def is_open(self) -> bool:
         return self._client is not None
+
+    @property
+    def is_unnamed(self) -> bool:
+        """Its first bytes may still bring a certificate."""
+        return not self.tls and not self.tally.requests
 
     # -- from accept to the first byte -------------------------------------------------------------
 
@@ -214,7 +170,7 @@ class Relay:
         else:
             self._feed(self._session.server_eof)
 
-    def _feed(self, method: Callable[..., Output], *arguments: bytes) -> None:
+    def _feed(self, method: Callable[..., Output], *arguments: object) -> None:
         if self._closing:
             return
         try:
@@ -271,6 +227,8 @@ class Relay:
         if output.to_client and self._client is not None:
             self.bytes_out += sum(map(len, output.to_client))
             self._client.writelines(output.to_client)
+        if output.secure != "no":
+            self._feed(self._begin_tls, output.secure)
         match output.close:
             case "no":
                 if self._draining and not self._queue and self.tally.open == 0:
@@ -310,7 +268,44 @@ class Relay:
 
     def _regulate(self) -> None:
         pause(self._server, self._client_full or self._behind)
-        pause(self._client, self._server_full or self._behind)
+        pause(self._client, self._server_full or self._behind or self._securing)
+
+    # -- TLS ---------------------------------------------------------------------------------------
+
+    def _begin_tls(self, side: Literal["client", "server"]) -> Output:
+        """Put TLS under a side: from here on its transport is the layer's, and its bytes are decrypted."""
+        transport = self._client if side == "client" else self._server
+        if transport is None or self._session is None:
+            return Output()  # gone meanwhile: its loss ends this relay
+        layer = self.host.tls_layer(self, side)
+        early = cast("Securing", self._session).begin_tls(side)
+        secure = secure_side(transport, layer, self, side)
+        if side == "client":
+            self._client = secure
+        else:
+            self._server, self._securing = secure, True  # what the client says waits in its socket
+            self._regulate()
+        secure.begin(early)
+        return Output()
+
+    def tls_stands(self, secured: Secured) -> None:
+        self.tls += (secured,)
+        if secured.side == "server":
+            self._securing = False
+            self._regulate()
+        self._feed(self._take_secured, secured)
+
+    def _take_secured(self, secured: Secured) -> Output:
+        self.host.secured(self, secured)
+        self.host.journal.amend_session(self.id, self.host.card(self))  # before what it says of is judged
+        return cast("Securing", self._session).secured(secured)
+
+    def tls_failed(self, side: Literal["client", "server"], error: TlsError, stood: bool) -> None:
+        if self._closing:
+            return
+        self.host.count(f"protocol_{side}_{error.reason}")
+        message = f"towards the database, {error.message}" if side == "server" else None
+        self._end(error.reason, reset=stood, message=message)
 
     # -- the end -----------------------------------------------------------------------------------
 

@@ -10,9 +10,8 @@ without close_notify is lost, not ended.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any, Literal, Protocol
 
 from agent.protocols.session import Secured
 from agent.tls_layer import TlsError, TlsLayer
@@ -22,31 +21,52 @@ SERVER_SECONDS = 10.0  # for the database
 MAX_OWED = 4 * 2**20  # bytes of TLS's own that a peer may have us owe it (key updates) before it is cut
 
 
-@dataclass(frozen=True, slots=True)
-class Callbacks:
-    """What a relay wants to hear of one side."""
+class Ends(Protocol):
+    """What a secure side needs of ``agent/relay.py``."""
 
-    data: Callable[[bytes], None]
-    eof: Callable[[], None]
-    full: Callable[[bool], None]
-    lost: Callable[[], None]
-    secured: Callable[[Secured], None]
-    failed: Callable[[TlsError], None]
-    is_open: Callable[[], bool]
+    @property
+    def is_open(self) -> bool: ...
+
+    def from_client(self, data: bytes) -> None: ...
+
+    def from_server(self, data: bytes) -> None: ...
+
+    def client_eof(self) -> None: ...
+
+    def server_eof(self) -> None: ...
+
+    def client_full(self, full: bool) -> None: ...
+
+    def server_full(self, full: bool) -> None: ...
+
+    def client_lost(self) -> None: ...
+
+    def server_lost(self) -> None: ...
+
+    def tls_stands(self, secured: Secured) -> None: ...
+
+    def tls_failed(self, side: Literal["client", "server"], error: TlsError, stood: bool) -> None:
+        """`stood`: the handshake had ended well."""
+        ...
 
 
 class SecureSide(asyncio.Transport, asyncio.Protocol):
     """Made by `secure_side`."""
 
     def __init__(
-        self, transport: asyncio.Transport, layer: TlsLayer, calls: Callbacks, seconds: float
+        self, transport: asyncio.Transport, layer: TlsLayer, relay: Ends, side: Literal["client", "server"]
     ) -> None:
         super().__init__()
         self._transport = transport
         self._layer = layer
-        self._calls = calls
+        self._relay = relay
+        self._side: Literal["client", "server"] = side
+        client = side == "client"
+        self._give = relay.from_client if client else relay.from_server
+        self._tell_full = relay.client_full if client else relay.server_full
         self._pending: list[bytes] = []  # written before the handshake ended
         self._told_end = self._told_lost = self._told_failure = False
+        seconds = CLIENT_SECONDS if side == "client" else SERVER_SECONDS
         loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = loop.call_later(seconds, self._too_late)
 
@@ -69,26 +89,33 @@ class SecureSide(asyncio.Transport, asyncio.Protocol):
             self._fail(error)
             return
         if plain:
-            self._calls.data(plain)
+            self._give(plain)
         if self._layer.ended and not self._told_end:
             self._told_end = True
-            self._calls.eof()
+            self._relay.client_eof() if self._side == "client" else self._relay.server_eof()
 
     def _establish(self) -> None:
         self._stop_timer()
-        self._calls.secured(self._layer.secured())
+        secured = self._layer.secured()
         pending, self._pending = self._pending, []
         if pending:
             self.writelines(pending)
+        self._relay.tls_stands(secured)
 
-    def begin(self) -> None:
-        """Towards a server: send the ClientHello."""
+    def begin(self, early: bytes) -> None:
+        """Take what came of the peer before, or say ClientHello to a server."""
+        if self._side == "client":
+            if early:
+                self.data_received(early)
+            return
         try:
             self._layer.begin()
         except TlsError as error:
             self._fail(error)
             return
         self._transport.write(self._layer.outgoing())
+        if early:
+            self.data_received(early)
 
     def eof_received(self) -> bool:
         if not self._layer.ended and not self._layer.failed:
@@ -97,13 +124,13 @@ class SecureSide(asyncio.Transport, asyncio.Protocol):
                 self._transport.abort()
             else:
                 self._fail(TlsError("tls-eof", "the connection ended within the TLS handshake"))
-        return self._calls.is_open()
+        return self._side == "server" or self._relay.is_open
 
     def pause_writing(self) -> None:
-        self._calls.full(True)
+        self._tell_full(True)
 
     def resume_writing(self) -> None:
-        self._calls.full(False)
+        self._tell_full(False)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -114,7 +141,7 @@ class SecureSide(asyncio.Transport, asyncio.Protocol):
     def _lose(self) -> None:
         if not self._told_lost:
             self._told_lost = True
-            self._calls.lost()
+            self._relay.client_lost() if self._side == "client" else self._relay.server_lost()
 
     def _too_late(self) -> None:
         self._timer = None
@@ -133,7 +160,7 @@ class SecureSide(asyncio.Transport, asyncio.Protocol):
             self._transport.write(alert)
         if not self._told_failure:
             self._told_failure = True
-            self._calls.failed(error)
+            self._relay.tls_failed(self._side, error, self._layer.stands)
 
     # -- from the relay ----------------------------------------------------------------------------
 
@@ -197,13 +224,9 @@ class SecureSide(asyncio.Transport, asyncio.Protocol):
 
 
 def secure_side(
-    transport: asyncio.Transport,
-    layer: TlsLayer,
-    calls: Callbacks,
-    side: Literal["client", "server"],
+    transport: asyncio.Transport, layer: TlsLayer, relay: Ends, side: Literal["client", "server"]
 ) -> SecureSide:
-    """Put `layer` under `transport`. The caller then gives it what came already, or lets it `begin`."""
-    seconds = CLIENT_SECONDS if side == "client" else SERVER_SECONDS
-    made = SecureSide(transport, layer, calls, seconds)
+    """Put `layer` under `transport`; `begin` starts the handshake."""
+    made = SecureSide(transport, layer, relay, side)
     transport.set_protocol(made)
     return made

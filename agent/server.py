@@ -20,6 +20,7 @@ from agent.messages import GuardSettings
 from agent.protocols.http import Engine
 from agent.relay import Relay
 from agent.sides import ClientSide
+from agent.tls_contexts import make_contexts
 
 BACKLOG = 4096
 
@@ -27,10 +28,11 @@ BACKLOG = 4096
 class Served:
     """A guard as this worker serves it."""
 
-    __slots__ = ("engine", "listener", "netns", "server", "settings")
+    __slots__ = ("engine", "listener", "netns", "server", "settings", "tls")
 
     def __init__(self, settings: GuardSettings, engine: Engine) -> None:
         self.settings = settings
+        self.tls = make_contexts(settings, None)
         self.engine = engine
         self.listener = make_listener(BACKLOG)
         self.netns = netns_cookie(self.listener)
@@ -68,12 +70,14 @@ class Server:
         for name, settings in wanted.items():
             known = self._served.get(name)
             if known is not None and known.settings.engine == settings.engine:
+                known.tls = make_contexts(settings, known.tls)
                 known.settings = settings
                 continue
             engine = make_engine(settings.engine, name, hmac_key=hmac_key, clock=time.monotonic)
             if (
                 known is not None
             ):  # the listener stays; connections of the other engine are ended by the worker
+                known.tls = make_contexts(settings, known.tls)
                 known.settings, known.engine = settings, engine
                 continue
             self._served[name] = Served(settings, engine)

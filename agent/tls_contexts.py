@@ -13,7 +13,7 @@ import os
 import ssl
 from typing import Literal
 
-from agent.messages import TlsSettings
+from agent.messages import GuardSettings, TlsSettings
 from agent.protocols.session import TlsTerms
 from agent.tls_layer import NameOf, TlsLayer
 
@@ -24,7 +24,7 @@ class TlsContexts:
     """What `settings` allow. Raises ValueError (ssl.SSLError is one of its causes) where they cannot be."""
 
     def __init__(self, settings: TlsSettings, engine: str, mode: Literal["observe", "enforce"]) -> None:
-        self.settings = settings
+        self.made_of = (settings, engine, mode)
         alpn = [ALPN.get(engine, "http/1.1")]
         enforcing = mode == "enforce"
         self._client = _towards_clients(settings, alpn, enforcing) if settings.cert else None
@@ -45,7 +45,16 @@ class TlsContexts:
             return TlsLayer(self._client, "client", name_of=self._name_of)
         if self._server is None:
             raise RuntimeError("TLS towards a database that is spoken to without")
-        return TlsLayer(self._server, "server", self.settings.server_name or address)
+        return TlsLayer(self._server, "server", self.made_of[0].server_name or address)
+
+
+def make_contexts(guard: GuardSettings, before: TlsContexts | None) -> TlsContexts | None:
+    """Of a guard with `tls:`. What has not changed stays, and with it the session tickets it gave out."""
+    if guard.tls is None:
+        return None
+    if before is not None and before.made_of == (guard.tls, guard.engine, guard.mode):
+        return before
+    return TlsContexts(guard.tls, guard.engine, guard.mode)
 
 
 def _towards_clients(settings: TlsSettings, alpn: list[str], enforcing: bool) -> ssl.SSLContext:

@@ -12,17 +12,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import ipaddress
 import os
 import signal
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from agent.callers import is_peer, may_be_named, subject_key
 from agent.card import session_card
 from agent.evidence.recorder import Recorder
+from agent.host import Refuse
 from agent.judge import Bindings, SessionJudge
 from agent.link import IDENTITY_TIMEOUT, OBSERVED_TIMEOUT, AgentGone, AgentLink
 from agent.messages import (
@@ -46,12 +48,13 @@ from agent.messages import (
 )
 from agent.protocols.budget import Budget
 from agent.protocols.choose import open_session, open_tunnel
-from agent.protocols.session import Bounds, Session
-from agent.relay import Refuse, Relay
+from agent.protocols.session import Bounds, ProtocolError, Secured, Session
+from agent.relay import Relay
 from agent.server import Served, Server
 from agent.session_id import new_session_id
 from agent.sides import address_of
 from agent.stream import EvidenceStream
+from agent.tls_layer import TlsLayer
 from policy.combine import RecordDefaults
 from policy.compile import Bound, Policy, decode_rules
 from policy.model import Attribution, RecordLevel, RecordMode, Subject, Verdict
@@ -124,7 +127,7 @@ class Worker:
             raise Refuse("remote", "callers of other hosts are refused here")
         if subject.pid == os.getpid():
             raise Refuse("loop", "the proxy's own connection came back to it")
-        key = _subject_key(subject)
+        key = subject_key(subject)
         if enforcing and self._subjects[key] >= self._settings().max_connections_per_subject:
             raise Refuse("too-many-connections", "this process has as many connections as one may have")
         self._subjects[key] += 1
@@ -135,20 +138,37 @@ class Worker:
         if subject is None or held is None:
             raise RuntimeError("a session before its subject")
         tunnel = self.bind(subject, relay.guard.name).tunnel(relay.guard.engine, time.time())
-        if tunnel is not None and (subject.remote is None or _is_peer(relay, subject.remote)):
+        if tunnel is not None and (
+            subject.remote is None or is_peer(relay.guard, relay.server_addr, subject.remote)
+        ):
             relay.tunnelled = True
             return open_tunnel("a tunnel rule covers it")
         judge = SessionJudge(self, subject, relay.guard.name, time.time, self.report_bug)
         bounds = Bounds(body=self._settings().max_body, budget=self._budget)
         credential = relay.guard.credential or None
-        return open_session(held.engine, judge, relay.guard.name, relay.guard.mode, bounds, credential)
+        relay.rebind = judge.rebind
+        terms = held.tls.terms if held.tls is not None else None
+        return open_session(held.engine, judge, relay.guard.name, relay.guard.mode, bounds, credential, terms)
+
+    def tls_layer(self, relay: Relay, side: Literal["client", "server"]) -> TlsLayer:
+        held = self._server.find(relay.guard.name)
+        if held is None or held.tls is None:
+            raise ProtocolError("guard-changed", "this guard has no TLS any more")
+        return held.tls.layer(side, relay.server_addr[0])
+
+    def secured(self, relay: Relay, secured: Secured) -> None:
+        self.count(f"tls_{secured.side}")
+        if secured.side == "client" and relay.subject is not None and secured.subject is not None:
+            relay.subject = replace(relay.subject, tls_subject=secured.subject)
+            if relay.rebind is not None:
+                relay.rebind(relay.subject)
 
     def card(self, relay: Relay) -> dict[str, Any]:
         if relay.subject is None:
             raise RuntimeError("a card before its subject")
         return session_card(
             relay.id, self._stream.host, self._stream.boot, relay.guard, relay.subject, relay.client_addr,
-            relay.server_addr, self.policy_hash,
+            relay.server_addr, self.policy_hash, relay.tls,
         )  # fmt: skip
 
     def count(self, name: str, by: int = 1) -> None:
@@ -171,7 +191,7 @@ class Worker:
         if self._relays.pop(relay.id, None) is None:
             return
         if relay.subject is not None and relay.admitted:
-            key = _subject_key(relay.subject)
+            key = subject_key(relay.subject)
             self._subjects[key] -= 1
             if self._subjects[key] <= 0:
                 del self._subjects[key]
@@ -276,7 +296,7 @@ class Worker:
             return
         if relay.subject is not None and held.settings.mode == "enforce" and not held.settings.off:
             judge = SessionJudge(self, relay.subject, relay.guard.name, time.time, self.report_bug)
-            if not judge.has_rights():
+            if not judge.has_rights() and not (may_be_named(held.settings) and relay.is_unnamed):
                 relay.end("no-rights-left")
             elif relay.tunnelled and self._tunnel(relay, relay.subject) is None:
                 relay.end("tunnel-withdrawn")
@@ -376,16 +396,3 @@ class Worker:
             task.cancel()
         await asyncio.gather(keeping, ticking, *self._tasks, return_exceptions=True)
         return 0
-
-
-def _is_peer(relay: Relay, remote: str) -> bool:
-    """Whether the configuration lists this address, for this port, among the guard's peers."""
-    address = ipaddress.ip_address(remote)
-    return any(
-        address in ipaddress.ip_network(network) and port in (None, relay.server_addr[1])
-        for network, port in relay.guard.peers
-    )
-
-
-def _subject_key(subject: Subject) -> tuple[Any, ...]:
-    return (subject.pid, subject.start_time, subject.remote)

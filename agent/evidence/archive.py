@@ -207,8 +207,8 @@ class Archive:
                 if getattr(frame, "session", None) != session:
                     continue
                 last = item.seq
-                if isinstance(frame, SessionFrame) and card is None:
-                    card = item
+                if isinstance(frame, SessionFrame):
+                    card = item if card is None else _amended(card, frame)
                 elif isinstance(frame, SessionEndFrame):
                     end = frame
                 elif isinstance(frame, OpaqueFrame):
@@ -317,6 +317,13 @@ class Follower:
             if found is not None:
                 self._sessions[key] = found
         return self._sessions.get(key)
+
+
+def _amended(card: Located, later: SessionFrame) -> Located:
+    """Where and when a session began, and the newest that is known of it."""
+    first = card.frame
+    frame = SessionFrame(at=first.at, up=first.up, session=later.session, card=later.card)
+    return Located(card.seq, card.offset, frame)
 
 
 def _size(path: Path) -> int:

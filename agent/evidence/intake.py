@@ -183,7 +183,7 @@ class Intake:
         return sid
 
     def _session(self, frame: SessionFrame, seq: int, segment: int) -> None:
-        if frame.session not in self._carded:  # a card is repeated in every segment
+        if frame.again or frame.session not in self._carded:
             self._carded.add(frame.session)
             self._begin(frame, seq, segment)
         delta = self._deltas[self._sid(frame.session, segment)]
@@ -195,12 +195,15 @@ class Intake:
         ).fetchone()
         if found is None and frame.session not in self._sids:
             self._add_session(frame.session, segment, frame.at, seq, frame.card)
-        elif found is None or found[0] is None:  # its first card was lost, as on a full disk
+            return
+        encoded = msgspec.msgpack.encode(frame.card)
+        if found is None or found[0] != encoded:
+            # Its first card was lost, as on a full disk, or more is known of it by now.
             known = read_card(frame.card)[0]
             columns = [_storable(known.get(name)) for name in _CARD_COLUMNS]
             self._cards.append(
                 (
-                    msgspec.msgpack.encode(frame.card),
+                    encoded,
                     frame.at,
                     seq,
                     *columns,
@@ -310,7 +313,9 @@ class Intake:
         )
         sets = ", ".join(f"{name} = ?" for name in _CARD_COLUMNS)
         db.executemany(
-            f"UPDATE sessions SET card = ?, started = ?, first = ?, {sets} WHERE id = ?", self._cards
+            "UPDATE sessions SET card = ?, started = coalesce(started, ?), first = coalesce(first, ?), "
+            f"{sets} WHERE id = ?",
+            self._cards,
         )
         rows = [*self._done, *self._open.values()]
         db.executemany(

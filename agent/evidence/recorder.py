@@ -114,13 +114,21 @@ class Recorder:
 
     def open_session(self, session: str, card: Mapping[str, Any]) -> None:
         """Record the identity card. It is repeated in every later segment until the session closes."""
+        self._take_card(session, card, again=False)
+
+    def amend_session(self, session: str, card: Mapping[str, Any]) -> None:
+        """More is known of an open session. Later segments repeat the new card."""
+        if session in self._cards:
+            self._take_card(session, card, again=True)
+
+    def _take_card(self, session: str, card: Mapping[str, Any], *, again: bool) -> None:
         self._cards[session] = card = plain_card(card)
         self._seen += 1
         if self.refusing is not None:
             self._lose_own(session, self.refusing)
             self._lost_cards.add(session)
             return
-        frame = SessionFrame(at=self._wall(), up=self._up(), session=session, card=card)
+        frame = SessionFrame(at=self._wall(), up=self._up(), session=session, card=card, again=again)
         self._groups[-1].frames.append(frame)
         self._soon()
 

@@ -16,7 +16,7 @@ from agent.protocols.http1 import Http1Session
 from agent.protocols.http1_form import own_response
 from agent.protocols.http1_tap import Http1Tap
 from agent.protocols.opaque import OpaqueSession, Tally
-from agent.protocols.session import Bounds, Judge, Output, ProtocolError, Session
+from agent.protocols.session import Bounds, Judge, Output, ProtocolError, Secured, Session, TlsTerms
 
 Mode = Literal["observe", "enforce"]
 
@@ -38,12 +38,14 @@ def open_session(
     mode: Mode,
     bounds: Bounds | None = None,
     credential: Headers | None = None,
+    terms: TlsTerms | None = None,
 ) -> Sniffing:
     """The session for a new connection to a guard.
 
     `credential`: headers the guard holds in place of the client's own (enforce only), lower-case names.
     """
-    return Sniffing(engine, judge, guard, mode, bounds if bounds is not None else Bounds(), credential)
+    bounds = bounds if bounds is not None else Bounds()
+    return Sniffing(engine, judge, guard, mode, bounds, credential, terms or TlsTerms())
 
 
 def open_tunnel(reason: str) -> OpaqueSession:
@@ -62,6 +64,7 @@ class Sniffing:
         mode: Mode,
         bounds: Bounds,
         credential: Headers | None,
+        terms: TlsTerms,
     ) -> None:
         self._engine = engine
         self._judge = judge
@@ -69,6 +72,10 @@ class Sniffing:
         self._mode: Mode = mode
         self._bounds = bounds
         self._credential = credential
+        self._terms = terms
+        self._tls: frozenset[str] = frozenset()  # the sides that speak it
+        self._awaited: Literal["client", "server"] | None = None  # a handshake is under way there
+        self._eof = False  # of the client, while the database's handshake is
         self._prefix = b""
         self._seen = "unknown"
         self._chosen: Session | None = None
@@ -87,29 +94,76 @@ class Sniffing:
         if self._chosen is not None:
             return self._chosen.client_data(data)
         self._prefix += data
+        if self._awaited is not None:
+            if len(self._prefix) > self._bounds.pipelined:
+                message = f"more than {self._bounds.pipelined} bytes before the database's TLS stood"
+                raise ProtocolError("too-much-before-tls", message)
+            return Output()
         seen = detect(self._prefix[:PREFIX])
         if seen == "more":
             return Output()
         self._seen = seen
-        prefix, self._prefix = self._prefix, b""
-        if seen == "http1":
+        side = self._to_secure()
+        if side is not None:
+            self._awaited = side
+            return Output(secure=side)
+        return self._choose()
+
+    def _to_secure(self) -> Literal["client", "server"] | None:
+        """Which side must speak TLS before anything passes. Raises ProtocolError: nothing may pass."""
+        bare = "client" not in self._tls
+        if self._seen == "tls" and bare and self._terms.client != "no":
+            return "client"
+        if self._mode == "enforce":
+            if self._terms.client == "required" and bare:
+                raise ProtocolError("tls-required", "this guard is spoken to over TLS, with a certificate")
+            if self._seen != "http1":
+                raise ProtocolError(*_REASONS[self._seen])
+        if self._seen == "tls" and bare:
+            return None  # the client's own TLS goes to the database as it is
+        return "server" if self._terms.server and "server" not in self._tls else None
+
+    def _choose(self) -> Output:
+        if self._seen == "http1":
             self._chosen = self._http1()
-        elif self._mode == "observe":
-            self._chosen = OpaqueSession(f"{seen} is not read", seen)
         else:
-            reason, message = _REASONS[seen]
-            raise ProtocolError(reason, message)
-        return self._chosen.client_data(prefix)
+            self._chosen = OpaqueSession(f"{self._seen} is not read", self._seen)
+        prefix, self._prefix = self._prefix, b""
+        out = self._chosen.client_data(prefix)
+        if self._eof:
+            ending = self._chosen.client_eof()
+            out.records += ending.records
+            out.to_server += ending.to_server
+            out.to_client += ending.to_client
+            out.close = ending.close if out.close == "no" else out.close
+        return out
+
+    def begin_tls(self, side: Literal["client", "server"]) -> bytes:
+        if side == "server":
+            return b""
+        prefix, self._prefix = self._prefix, b""
+        return prefix
+
+    def secured(self, secured: Secured) -> Output:
+        self._awaited = None
+        self._tls |= {secured.side}
+        if secured.side == "server":
+            return self._choose()
+        self._seen = "unknown"  # what is spoken inside comes now
+        return Output()
 
     def server_data(self, data: bytes) -> Output:
         if self._chosen is None:
-            if self._mode == "enforce":
+            if self._mode == "enforce" or self._awaited is not None:
                 raise ProtocolError("server-first", "the database spoke before the client", "server")
             return self._relay("the database spoke first", data)
         return self._chosen.server_data(data)
 
     def client_eof(self) -> Output:
         if self._chosen is None:
+            if self._awaited == "server":
+                self._eof = True
+                return Output()
             if self._mode == "enforce":
                 return Output(close="both")
             out = self._relay("the client closed before it said what it speaks", b"")
@@ -119,7 +173,7 @@ class Sniffing:
 
     def server_eof(self) -> Output:
         if self._chosen is None:
-            if self._mode == "enforce":
+            if self._mode == "enforce" or self._awaited is not None:
                 return Output(close="both")
             out = self._relay("the database closed first", b"")
             out.close = self._eof_of("server")
@@ -134,7 +188,9 @@ class Sniffing:
         if self._chosen is not None:
             return self._chosen.refuse_all(message)
         out = Output(close="both")
-        if self._seen == "tls":
+        if self._awaited == "client":
+            return out  # in the middle of a handshake nothing can be said
+        if self._seen == "tls" and "client" not in self._tls:
             out.to_client.append(_TLS_ALERT)
         elif self._seen == "http2":
             debug = message.encode("utf-8", "replace")[:256]

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
+from agent.host import Refuse
 from agent.messages import GuardSettings
-from agent.protocols.session import Intent, Output, Record, Result
-from agent.relay import Refuse, Relay
+from agent.protocols.session import Intent, Output, Record, Result, Secured
+from agent.relay import Relay
+from agent.tls_layer import TlsLayer
 from policy.model import Action, Attribution, Operation, RecordMode, Subject, Verdict
 from tests.unit.agent.turning import turns
 
@@ -92,6 +94,9 @@ class Transport(asyncio.Transport):
     def resume_reading(self) -> None:
         self.paused = False
 
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
+
 
 class Script:
     """A session that gives the outputs it was told to, method by method; nothing where none is left."""
@@ -101,6 +106,7 @@ class Script:
     def __init__(self, **outputs: Sequence[Output | Exception]) -> None:
         self.outputs = {name: list(given) for name, given in outputs.items()}
         self.calls: list[Event] = []
+        self.early = b""  # what it was given of a handshake
 
     def _next(self, method: str, *arguments: Any) -> Output:
         self.calls.append((method, *arguments))
@@ -128,6 +134,13 @@ class Script:
     def refuse_all(self, message: str) -> Output:
         return self._next("refuse_all", message)
 
+    def begin_tls(self, side: str) -> bytes:
+        self.calls.append(("begin_tls", side))
+        return self.early
+
+    def secured(self, secured: Secured) -> Output:
+        return self._next("secured", secured.side)
+
 
 class Journal:
     """Keeps every release until `answer`; `failing` answers that nothing was written."""
@@ -143,6 +156,10 @@ class Journal:
     def open_session(self, session_id: str, card: dict[str, Any]) -> None:
         self.cards[session_id] = card
         self.events.append(("card",))
+
+    def amend_session(self, session_id: str, card: dict[str, Any]) -> None:
+        self.cards[session_id] = card
+        self.events.append(("amended",))
 
     def close_session(self, session_id: str, summary: dict[str, Any]) -> None:
         self.summaries[session_id] = summary
@@ -182,6 +199,7 @@ class Host:
         self.identity: asyncio.Future[Subject] | None = None  # set: identity waits for it
         self.refusal: Refuse | None = None
         self.dialled: list[tuple[str, int]] = []
+        self.layers: dict[str, TlsLayer] = {}
 
     def new_session_id(self) -> str:
         return "s000000000000001"
@@ -196,8 +214,14 @@ class Host:
     def open_protocol(self, relay: Relay) -> Any:
         return self.session
 
+    def tls_layer(self, relay: Relay, side: Literal["client", "server"]) -> TlsLayer:
+        return self.layers[side]
+
+    def secured(self, relay: Relay, secured: Secured) -> None:
+        self.events.append(("secured", secured.side, secured.subject))
+
     def card(self, relay: Relay) -> dict[str, Any]:
-        return {"pid": relay.subject.pid if relay.subject else None}
+        return {"pid": relay.subject.pid if relay.subject else None, **({"tls": True} if relay.tls else {})}
 
     def count(self, name: str, by: int = 1) -> None:
         self.counts[name] = self.counts.get(name, 0) + by

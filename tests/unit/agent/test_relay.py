@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from agent.host import Refuse
 from agent.protocols.opaque import OpaqueSession
 from agent.protocols.session import Abort, Chunk, Opaque, Output, ProtocolError
-from agent.relay import HIGH_WATER, LINGER, Refuse
+from agent.relay import HIGH_WATER, LINGER
 from tests.unit.agent.side import SUBJECT, Host, Script, intent, result
 from tests.unit.agent.turning import pass_time, run, run_still, turns
 

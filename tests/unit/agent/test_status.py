@@ -11,10 +11,14 @@ from typing import Any
 from agent.config import Guard
 from agent.counts import Counts
 from agent.guards import FOREVER, Watched
+from agent.held import Held
 from agent.kernel.records import STATS
 from agent.kernel.steering import Listening
+from agent.messages import TlsSettings
 from agent.metrics import metrics_text
 from agent.status import coverage, status_document
+
+SECRET = Held((("api-key", "s3cr3t"),), TlsSettings(cert=b"s3cr3t"))
 
 
 def keeper() -> Any:
@@ -23,9 +27,9 @@ def keeper() -> Any:
         "established_off": 2, "established_remote": 4, "established_bypass": 8,
     }  # fmt: skip
     watched = [
-        Watched(0, Guard(name="q", engine="qdrant", ports=(6333,), mode="enforce"), (("api-key", "s3cr3t"),)),
-        Watched(1, Guard(name="o", engine="chroma", ports=(8000,)), (), FOREVER, "maintenance"),
-        Watched(2, Guard(name="t", engine="chroma", ports=(8001,)), (), 1_000_000.0, "a while"),
+        Watched(0, Guard(name="q", engine="qdrant", ports=(6333,), mode="enforce"), SECRET),
+        Watched(1, Guard(name="o", engine="chroma", ports=(8000,)), Held(), FOREVER, "maintenance"),
+        Watched(2, Guard(name="t", engine="chroma", ports=(8001,)), Held(), 1_000_000.0, "a while"),
     ]
     counts = Counts()
     counts.end({"accepted": 5})  # of a worker that was replaced

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from agent.host import Refuse
 from agent.link import AgentGone
 from agent.messages import Settings, Snapshot
-from agent.relay import Refuse
 from agent.session_id import ALPHABET, new_session_id
 from agent.worker import Worker
 from policy.compile import encode_rules
