@@ -220,6 +220,10 @@ class Recogniser:
         # In a large one each text is looked at for itself anyway, and its numbers need not be.
         return len(data) > MAX_AT_ONCE or self._any.search(data) is not None
 
+    def lacks(self, data: bytes) -> bool:
+        """True: bytes of any framing, texts in them as they are, hold no character that a finding needs."""
+        return self._lacks_all(data)
+
     def redact(self, text: str, how: MaskAs, key: bytes) -> tuple[str, dict[str, int]]:
         """The text with each finding replaced, and how many of each kind there were.
 

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DataRow messages: cells replaced, vectors digested for the record, row ids taken out.
+
+Owns the bytes of a run of DataRow messages (PostgreSQL docs, 54.7: 'D', Int32 length, Int16 columns, for
+each Int32 length or -1 and the value). What is done to which column was decided before (``pgvector_plan``).
+A run that nothing is done to is passed on as the very object that came. Bias: a run that is not what
+the RowDescription announced is not released.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from struct import Struct, error
+from typing import Final
+
+from agent.engines import pgvector_values as values
+from agent.engines.pgvector_cells import Cell, Counts, Texts
+from agent.engines.pgvector_values import Shape
+from agent.protocols.http import Refusal
+from agent.protocols.session import Masked
+from agent.protocols.sql import Column, Released
+
+DATA_ROW: Final = 0x44
+MAX_IDS: Final = 10_000  # kept for evidence from one run
+_HEAD: Final = Struct("!ciH")
+_SIZE: Final = Struct("!i")
+_read_head = _HEAD.unpack_from
+_read_size = _SIZE.unpack_from
+_NULL: Final = _SIZE.pack(-1)
+
+
+@dataclass(slots=True)
+class Step:
+    """What is done to one column. `shape`: it holds vectors, which the record has as digests."""
+
+    cell: Cell | None = None
+    shape: Shape | None = None
+    binary: bool = False
+    key: int = 0  # type OID where it is part of the row's id, else 0
+
+
+class RowPlan:
+    """The rows of one result. Not shared; `release` is called for each run in order."""
+
+    __slots__ = ("_counts", "_each", "_ids", "_last", "_plain", "_steps", "_texts", "_width")
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        counts: Counts,
+        each: Counter[tuple[str, str]],
+        texts: Texts | None,
+    ) -> None:
+        """`each`: what was taken out of every row in the database already, counted a row at a time.
+
+        `texts`: no cell does anything in a run that lacks what personal data needs.
+        """
+        self._steps = list(steps)
+        self._counts = counts
+        self._each = each
+        self._texts = texts
+        self._width = len(self._steps)
+        used = [at for at, one in enumerate(self._steps) if one.cell or one.shape or one.key]
+        self._last = used[-1] + 1 if used else 0
+        self._ids = sum(1 for one in self._steps if one.key)
+        self._plain = not self._each and not any(one.shape or one.key for one in self._steps)
+
+    @property
+    def columns(self) -> Sequence[Column] | None:
+        """Always the server's own: masks keep the type of a column."""
+        return None
+
+    def release(self, run: bytes) -> Released:
+        if not self._last and not self._each:
+            return Released(run, run, -1)
+        if self._texts is not None and self._plain and self._texts.lacks(run):
+            return Released(run, run, -1)
+        try:
+            return self._walk(run)
+        except (error, IndexError) as caught:
+            raise Refusal("unproven-answer", "the database's rows are not what it announced") from caught
+
+    def _walk(self, run: bytes) -> Released:
+        released: list[bytes] = []
+        recorded: list[bytes] = []
+        ids: list[str] = []
+        at = done = rows = cut = 0
+        steps, last, width = self._steps, self._last, self._width
+        while at < len(run):
+            kind, length, columns = _read_head(run, at)
+            end = at + 1 + length
+            if kind != b"D" or columns != width or end > len(run):
+                raise IndexError
+            rows += 1
+            here = at + 7
+            edits: list[tuple[int, int, bytes | None, bytes | None]] = []
+            keys: list[str] = []
+            for step in steps[:last] if last else ():
+                size = _read_size(run, here)[0]
+                start = here + 4
+                here = start + size if size > 0 else start
+                if here > end:
+                    raise IndexError
+                if size < 0:
+                    continue
+                if step.cell is not None or step.shape is not None:
+                    value = run[start:here]
+                    shown = value if step.cell is None else step.cell(value)
+                    kept = shown
+                    if step.shape is not None and shown is not None:
+                        kept = values.digested(step.shape, shown, step.binary)
+                        cut += 1
+                    if shown is not value or kept is not value:
+                        edits.append((start - 4, here, shown, kept))
+                    if step.key and shown is not None and len(ids) < MAX_IDS:
+                        keys.append(_id(step, shown))
+                elif step.key and len(ids) < MAX_IDS:
+                    keys.append(_id(step, run[start:here]))
+            if keys and len(keys) == self._ids:
+                ids.append(",".join(keys))
+            if edits:
+                released.append(run[done:at])
+                recorded.append(run[done:at])
+                released.append(_edited(run, at, end, [(a, b, c) for a, b, c, _ in edits]))
+                recorded.append(_edited(run, at, end, [(a, b, c) for a, b, _, c in edits]))
+                done = end
+            at = end
+        return self._made(run, done, released, recorded, rows, ids, cut)
+
+    def _made(
+        self,
+        run: bytes,
+        done: int,
+        released: list[bytes],
+        recorded: list[bytes],
+        rows: int,
+        ids: list[str],
+        cut: int,
+    ) -> Released:
+        for what, count in self._each.items():
+            self._counts[what] += count * rows
+        masks = tuple(Masked(what, how, count) for (what, how), count in sorted(self._counts.items()))
+        self._counts.clear()
+        if not released:
+            return Released(run, run, rows, tuple(ids), cut, masks)
+        rest = run[done:]
+        shown = b"".join((*released, rest))
+        if shown == run:
+            shown = run  # only the record differs
+        return Released(shown, b"".join((*recorded, rest)), rows, tuple(ids), cut, masks)
+
+
+def _id(step: Step, value: bytes) -> str:
+    try:
+        return values.text_of(step.key, value, step.binary)
+    except values.Unreadable:
+        return value.hex()
+
+
+def _edited(run: bytes, at: int, end: int, edits: list[tuple[int, int, bytes | None]]) -> bytes:
+    """One message with cells replaced, its length set anew."""
+    pieces = []
+    done = at + 5
+    for start, stop, value in edits:
+        pieces.append(run[done:start])
+        pieces.append(_NULL if value is None else _SIZE.pack(len(value)) + value)
+        done = stop
+    pieces.append(run[done:end])
+    body = b"".join(pieces)
+    return b"D" + _SIZE.pack(len(body) + 4) + body
