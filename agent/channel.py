@@ -16,9 +16,11 @@ import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import islice, takewhile
 
 MAX_MESSAGE = 32 * 2**20
 MAX_WAITING = 64 * 2**20
+MAX_BATCH = 64  # messages in one call
 MAX_DESCRIPTORS = 8  # in one received packet
 _HEAD = struct.Struct("<IB")
 
@@ -50,7 +52,8 @@ class Channel:
         self._fds: deque[int] = deque()
         self._out: deque[tuple[bytes, list[int]]] = deque()
         self._waiting = 0
-        self._writing = False
+        self._writing = False  # the socket was full: the loop says when it is not
+        self._soon = False  # on the loop's next turn what was sent in this one leaves, as one
         self._open = True
         self._loop.add_reader(sock.fileno(), self._read)
 
@@ -63,7 +66,8 @@ class Channel:
         return peer_of(self._sock)
 
     def send(self, payload: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Queue one message. Descriptors are duplicated: the caller keeps and closes its own."""
+        """Queue one message; it leaves on the loop's next turn, or before `close`. Descriptors are
+        duplicated: the caller keeps and closes its own."""
         if not self._open:
             return
         if len(payload) > MAX_MESSAGE:
@@ -76,10 +80,16 @@ class Channel:
         frame = _HEAD.pack(len(payload), len(descriptors)) + payload
         self._out.append((frame, [os.dup(fd) for fd in descriptors]))
         self._waiting += len(frame)
-        if not self._writing:
+        if not self._writing and not self._soon:
+            self._soon = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        if self._soon and self._open:
             self._write()
 
     def close(self, reason: str = "closed") -> None:
+        self._flush()
         if not self._open:
             return
         self._open = False
@@ -94,11 +104,12 @@ class Channel:
         self._closed(reason)
 
     def _write(self) -> None:
+        self._soon = False
         while self._out:
-            frame, fds = self._out[0]
+            frames, fds = self._batch()
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
             try:
-                sent = self._sock.sendmsg([frame], ancillary)
+                sent = self._sock.sendmsg(frames, ancillary)
             except BlockingIOError:
                 break
             except OSError as error:
@@ -107,9 +118,11 @@ class Channel:
             for fd in fds:
                 os.close(fd)
             self._waiting -= sent
-            if sent < len(frame):
-                self._out[0] = (frame[sent:], [])
-            else:
+            for frame in frames:
+                if sent < len(frame):
+                    self._out[0] = (frame[sent:], [])
+                    break
+                sent -= len(frame)
                 self._out.popleft()
         if bool(self._out) != self._writing:
             self._writing = bool(self._out)
@@ -117,6 +130,15 @@ class Channel:
                 self._loop.add_writer(self._sock.fileno(), self._write)
             else:
                 self._loop.remove_writer(self._sock.fileno())
+
+    def _batch(self) -> tuple[list[bytes], list[int]]:
+        """What leaves in one call: a message with its descriptors, or several that have none."""
+        frame, fds = self._out[0]
+        if fds:
+            return [frame], fds
+        return [
+            frame for frame, _ in takewhile(lambda waiting: not waiting[1], islice(self._out, MAX_BATCH))
+        ], []
 
     def _read(self) -> None:
         try:

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import ip_address
 
 from agent.config import Guard
@@ -64,6 +65,9 @@ class Watched:
             off=self.off, credential=self.held.credential, tls=self.held.tls,
             peers=tuple((peer.remote, peer.port) for peer in guard.peers),
         )  # fmt: skip
+
+
+_parsed = lru_cache(maxsize=4096)(ip_address)  # a database has few; asked for at every connection
 
 
 class Guards:
@@ -129,7 +133,7 @@ class Guards:
 
         Any user may listen on the same port of another address: that makes nobody the database.
         """
-        address, port = ip_address(server[0]), server[1]
+        address, port = _parsed(server[0]), server[1]
         place: tuple[Address | None, int] = (address, port)
         return self._owners.get(place if place in self._owners else (None, port))
 

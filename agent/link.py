@@ -102,16 +102,16 @@ class AgentLink:
             raise AgentGone(f"{MAX_QUESTIONS} identity questions wait already")
         self._last += 1
         number = self._last
-        answer: asyncio.Future[Subject] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Subject] = loop.create_future()
         asked = question(number)
         self._questions[number] = (asked, answer)
         self._send(asked)
+        timer = loop.call_later(seconds, _give_up, answer, seconds)
         try:
-            async with asyncio.timeout(seconds):
-                return await answer
-        except TimeoutError:
-            raise AgentGone(f"the agent did not say within {seconds:g} s who connected") from None
+            return await answer
         finally:
+            timer.cancel()
             del self._questions[number]
 
     def _take(self, payload: bytes, descriptors: list[int]) -> None:
@@ -145,3 +145,8 @@ class AgentLink:
         self._closing = True
         if self._channel is not None:
             self._channel.close("stopping")
+
+
+def _give_up(answer: asyncio.Future[Subject], seconds: float) -> None:
+    if not answer.done():
+        answer.set_exception(AgentGone(f"the agent did not say within {seconds:g} s who connected"))

@@ -57,6 +57,7 @@ _MAPS = (
     "reserve", "marks", "identities", "inflight", "taken", "spaces", "tickets", "up", "processes",
     "stats", "events",
 )  # fmt: skip
+_PROXY = int(IdentityFlag.PROXY)
 _ANY_V4 = pack_address(IPv4Address(0))
 _U16, _U32, _U64 = struct.Struct("=H"), struct.Struct("=I"), struct.Struct("=Q")
 
@@ -348,7 +349,7 @@ class Steering:
         return identity
 
     def _discharge(self, identity: Identity) -> None:
-        if IdentityFlag.PROXY in identity.flags:
+        if int(identity.flags) & _PROXY:
             return
         for bucket in (identity.bucket, BUCKET_TOTAL):
             packed = _U32.pack(bucket)

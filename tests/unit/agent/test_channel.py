@@ -202,6 +202,60 @@ def test_what_waited_is_sent_in_order_once_the_peer_reads() -> None:
     run(story)
 
 
+def test_what_is_said_in_one_turn_leaves_as_one_and_descriptors_with_their_own_message() -> None:
+    async def story() -> None:
+        async with ends() as (end, peer):
+            calls: list[int] = []
+            sock = end.channel._sock
+
+            class Counted:
+                def sendmsg(self, frames: list[bytes], ancillary: Any) -> int:
+                    calls.append(len(frames))
+                    return sock.sendmsg(frames, ancillary)
+
+                def __getattr__(self, name: str) -> Any:
+                    return getattr(sock, name)
+
+            end.channel._sock = Counted()  # type: ignore[assignment]
+            file = os.memfd_create("with the third")
+            for n in range(5):
+                end.channel.send(bytes([n]), [file] if n == 2 else [])
+            os.close(file)
+            assert calls == []
+            await turns()
+            assert calls == [2, 1, 2]
+            reader = End(peer)
+            await until(lambda: len(reader.messages) == 5)
+            assert reader.messages == [(bytes([n]), int(n == 2)) for n in range(5)]
+            reader.channel.close()
+
+    run(story)
+
+
+def test_what_was_said_before_a_close_is_heard() -> None:
+    async def story() -> None:
+        async with ends() as (end, peer):
+            end.channel.send(b"you are refused")
+            end.channel.close("refused")
+            assert peer.recv(100) == frame(b"you are refused")
+            assert peer.recv(100) == b""
+            await turns()
+            assert end.closed == ["refused"]
+
+    run(story)
+
+
+def test_a_peer_that_is_gone_when_the_last_word_is_said_is_told_once() -> None:
+    async def story() -> None:
+        async with ends() as (end, peer):
+            end.channel.send(b"to nobody")
+            peer.close()
+            end.channel.close("stopping")
+            assert end.closed == ["cannot send: Broken pipe"]
+
+    run(story)
+
+
 def test_a_peer_that_went_away_is_told_once() -> None:
     async def story() -> None:
         async with ends() as (end, peer):
