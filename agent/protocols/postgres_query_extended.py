@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Extended query in enforce: Parse, Bind, Describe, Execute and Close (PostgreSQL docs, 54.2.3).
+
+Owns what becomes of each of these messages. Bias: fail closed. A name that this connection did not give by
+Parse or Bind is not known, also where SQL's PREPARE or DECLARE gave it: what it would run was judged for
+SQL's EXECUTE and FETCH alone. A function gives False where it must wait for an answer, and has done nothing.
+"""
+
+from __future__ import annotations
+
+from agent.protocols.postgres_forms import (
+    Bind,
+    Execute,
+    Named,
+    read_bind,
+    read_execute,
+    read_named,
+    read_parse,
+    write_execute,
+    write_named,
+    write_parse,
+)
+from agent.protocols.postgres_messages import HEADER, Front
+from agent.protocols.postgres_query_decide import DecidingSide, Refused
+from agent.protocols.postgres_query_state import MAX_NAME, Entry, Kind, Portal, Statement
+from agent.protocols.session import Output
+from agent.protocols.sql import Parameter
+
+_CLOSE_NOTHING = {
+    "statement": write_named(Front.CLOSE, Named("statement", b"vecward-nothing")),
+    "portal": write_named(Front.CLOSE, Named("portal", b"vecward-nothing")),
+}
+
+
+class ExtendedSide(DecidingSide):
+    """Statements and portals."""
+
+    _flushed = False  # a Flush of ours was sent behind the last message
+
+    def _forward(self, out: Output, raw: bytes, entry: Entry) -> None:
+        out.to_server.append(raw)
+        self._queue.append(entry)
+        self._open = True
+        self._flushed = False
+
+    def _take_parse(self, out: Output, raw: bytes) -> bool:
+        form = read_parse(raw[HEADER:])
+        head = {"phase": "parse"}
+        if form.statement:
+            head["statement-name"] = form.statement.decode("utf-8", "replace")
+        try:
+            reading, operation, verdict, rewriting = self._decide_text(form.text, None)
+        except Refused as refused:
+            self._refuse(out, Kind.PARSE, refused, (), head)
+            return True
+        names = self._names
+        full = self._has_room(names.statements, form.statement, len(form.text))
+        if full is not None or len(form.statement) > MAX_NAME:
+            self._fail(out, "54000", full or f"the name of a prepared statement has over {MAX_NAME} bytes")
+            return True
+        text = rewriting.text.encode("utf-8", "surrogateescape")
+        statement = Statement(
+            name=form.statement,
+            source=form.text,
+            declared=form.types,
+            segment=names.segment,
+            reading=reading,
+            operation=operation,
+            verdict=verdict,
+            rewriting=rewriting,
+            standing=text,
+            turn=self._turn,
+            epoch=self._epoch,
+        )
+        entry = Entry(
+            Kind.PARSE,
+            statement=statement,
+            reading=reading,
+            operation=operation,
+            verdict=verdict,
+            rewriting=rewriting,
+        )
+        names.put(entry, statement)
+        self._forward(
+            out,
+            raw if text == form.text else write_parse(form.__class__(form.statement, text, form.types)),
+            entry,
+        )
+        return True
+
+    def _take_bind(self, out: Output, raw: bytes) -> bool:
+        form = read_bind(raw[HEADER:])
+        names = self._names
+        statement = names.statements.get(form.statement)
+        if statement is None:
+            self._fail(out, "26000", _no_statement(form.statement))
+            return True
+        if not names.is_settled(statement):
+            return False
+        parameters = _parameters(form, statement.types or statement.declared)
+        try:
+            rows, (reading, operation, verdict, rewriting) = self._decide_bind(statement, parameters)
+        except Refused as refused:
+            head = {"phase": "bind", **_names_of(form.statement, form.portal)}
+            self._refuse(out, Kind.BIND, refused, parameters, head)
+            return True
+        full = self._has_room(names.portals, form.portal, len(raw))
+        if full is not None or len(form.portal) > MAX_NAME:
+            self._fail(out, "54000", full or f"the name of a portal has over {MAX_NAME} bytes")
+            return True
+        statement = self._stand(out, statement, rewriting)
+        portal = Portal(
+            form.portal, statement, names.segment, reading, parameters, form.results, rows, operation,
+            verdict, rewriting, self._turn, self._epoch, len(raw),
+        )  # fmt: skip
+        entry = Entry(Kind.BIND, False, statement, portal, None, reading, operation, verdict, rewriting)
+        names.put(entry, portal)
+        self._forward(out, raw, entry)
+        return True
+
+    def _take_describe(self, out: Output, raw: bytes) -> bool:
+        form = read_named(raw[HEADER:], "Describe")
+        names = self._names
+        if form.of == "portal":
+            portal = names.portals.get(form.name)
+            if portal is None:
+                self._fail(out, "34000", _no_portal(form.name))
+                return True
+            if not names.is_settled(portal):
+                return False
+            portal.described = True
+            entry = Entry(
+                Kind.DESCRIBE_PORTAL, False, portal.statement, portal, None, portal.reading, portal.operation,
+                portal.verdict, portal.rewriting,
+            )  # fmt: skip
+            self._forward(out, raw, entry)
+            return True
+        statement = names.statements.get(form.name)
+        if statement is None:
+            self._fail(out, "26000", _no_statement(form.name))
+            return True
+        if not names.is_settled(statement):
+            return False
+        try:
+            self._refresh(statement)
+            reading = statement.reading
+            operation = self._conversation.operation(reading, None)
+            if operation == statement.operation:
+                operation = statement.operation
+            verdict, rewriting = self._decide_rows(reading, operation, (), statement)
+        except Refused as refused:
+            head = {"phase": "describe", **_names_of(form.name, b"")}
+            self._refuse(out, Kind.DESCRIBE_STATEMENT, refused, (), head)
+            return True
+        statement = self._stand(out, statement, rewriting)
+        entry = Entry(
+            Kind.DESCRIBE_STATEMENT, False, statement, None, None, reading, operation, verdict, rewriting
+        )
+        self._forward(out, raw, entry)
+        return True
+
+    def _take_execute(self, out: Output, raw: bytes) -> bool:
+        form = read_execute(raw[HEADER:])
+        portal = self._names.portals.get(form.portal)
+        if portal is None:
+            self._fail(out, "34000", _no_portal(form.portal))
+            return True
+        if not self._names.is_settled(portal):
+            return False
+        statement = portal.statement
+        head = _names_of(statement.name, portal.name) if statement.name or portal.name else None
+        try:
+            self._decide_execute(portal, form.max_rows)
+        except Refused as refused:
+            self._refuse(out, Kind.EXECUTE, refused, portal.parameters, head)
+            return True
+        reading, verdict, rewriting = portal.reading, portal.verdict, portal.rewriting
+        exchange = self._begin(out, reading, portal.parameters, portal.operation, verdict, rewriting, head)
+        self._describe_first(out, portal)
+        entry = Entry(
+            Kind.EXECUTE, False, statement, portal, exchange, reading, portal.operation, verdict, rewriting
+        )
+        most, asked = rewriting.max_rows, form.max_rows
+        clamped = most is not None and (asked == 0 or asked > most)
+        if clamped and most is not None:
+            entry.all_rows = asked == 0
+            raw = write_execute(Execute(form.portal, most))
+        self._forward(out, raw, entry)
+        self._has_effects(entry, reading)
+        if entry.all_rows:
+            # For the client it is at its end: the rows behind the clamp are nobody's.
+            closing = Entry(Kind.CLOSE, ours=True)
+            self._names.drop_portal(closing, form.portal)
+            self._forward(out, write_named(Front.CLOSE, Named("portal", form.portal)), closing)
+        return True
+
+    def _describe_first(self, out: Output, portal: Portal) -> None:
+        """Rows need a description for their plan: ask for it where the client did not."""
+        statement = portal.statement
+        told = statement.columns is not None or statement.rowless
+        if portal.described or (told and not portal.verdict.touches_answer):
+            return
+        portal.described = True
+        entry = Entry(
+            Kind.DESCRIBE_PORTAL, True, statement, portal, None, portal.reading, portal.operation,
+            portal.verdict, portal.rewriting,
+        )  # fmt: skip
+        self._forward(out, write_named(Front.DESCRIBE, Named("portal", portal.name)), entry)
+
+    def _take_close(self, out: Output, raw: bytes) -> bool:
+        form = read_named(raw[HEADER:], "Close")
+        names = self._names
+        table = names.statements if form.of == "statement" else names.portals
+        known = table.get(form.name)
+        entry = Entry(Kind.CLOSE)
+        if known is None:
+            # It may be a name of SQL's PREPARE or DECLARE, of which the conversation goes on knowing.
+            self._forward(out, _CLOSE_NOTHING[form.of], entry)
+            return True
+        if not names.is_settled(known):
+            return False
+        if form.of == "statement":
+            names.drop_statement(entry, form.name)
+        else:
+            names.drop_portal(entry, form.name)
+        self._forward(out, raw, entry)
+        return True
+
+
+def _parameters(form: Bind, types: tuple[int, ...]) -> tuple[Parameter, ...]:
+    """The values of a Bind with their types, as far as those are known."""
+    known = len(types)
+    return tuple(
+        Parameter(types[i] if i < known else 0, form.format_of(i), value)
+        for i, value in enumerate(form.values)
+    )
+
+
+def _no_statement(name: bytes) -> str:
+    if not name:
+        return "unnamed prepared statement does not exist"
+    return f'prepared statement "{name.decode("utf-8", "replace")}" does not exist'
+
+
+def _no_portal(name: bytes) -> str:
+    return f'portal "{name.decode("utf-8", "replace")}" does not exist'
+
+
+def _names_of(statement: bytes, portal: bytes) -> dict[str, str]:
+    head: dict[str, str] = {}
+    if statement:
+        head["statement-name"] = statement.decode("utf-8", "replace")
+    if portal:
+        head["portal"] = portal.decode("utf-8", "replace")
+    return head

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a connection's names mean, and what was asked of the database and is not answered.
+
+Owns the table of protocol statements and portals and the queue of outstanding messages. A name means what it
+will mean when all that was forwarded succeeds; every change is written down at the message that makes it, and
+taken back when that message fails or is skipped. Whoever reads a name must ask `is_settled` first: within the
+segment (up to a Sync) that changed it, what follows a failure is skipped with it; in a later one it is not.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final
+
+from agent.protocols.postgres_forms import Format
+from agent.protocols.sql import Column, Parameter, Plan, Reading, Rewriting
+from policy.model import Operation, Verdict
+
+if TYPE_CHECKING:
+    from agent.protocols.postgres_query_record import Exchange
+
+MAX_OUTSTANDING: Final = 16_384  # messages whose answers are awaited; beyond it the client waits
+MAX_STATEMENTS: Final = 8_192  # protocol statements of one connection
+MAX_PORTALS: Final = 1_024  # portals of one connection
+MAX_NAME: Final = 63  # bytes: the server cuts longer names off, and two of them could be one
+
+
+class Kind(IntEnum):
+    """What an entry of the queue awaits."""
+
+    PARSE = 0
+    BIND = 1
+    DESCRIBE_STATEMENT = 2
+    DESCRIBE_PORTAL = 3
+    EXECUTE = 4
+    CLOSE = 5
+    SYNC = 6
+    QUERY = 7
+    CALL = 8
+
+
+@dataclass(slots=True, eq=False)
+class Statement:
+    """A protocol statement as it stands in the database, or will when its Parse succeeds."""
+
+    name: bytes
+    source: bytes  # as the client sent it
+    declared: tuple[int, ...]  # types as the client sent them
+    segment: int
+    reading: Reading
+    operation: Operation
+    verdict: Verdict
+    rewriting: Rewriting
+    standing: bytes | None  # the text the database has; None: not known, it must be parsed again
+    turn: int  # when `verdict` was given
+    epoch: int  # when `reading` was made
+    types: tuple[int, ...] = ()  # as ParameterDescription told
+    columns: tuple[Column, ...] | None = None  # as RowDescription told
+    rowless: bool = False  # NoData was told instead
+    whole: Operation | None = None  # the operation with all its rows, where parameters change nothing
+    shape: tuple[tuple[Format, ...], tuple[Column, ...] | None, tuple[Column, ...]] | None = None
+    plan: tuple[Rewriting, object, Verdict, Plan] | None = None  # the last one made, and what it was made of
+
+
+@dataclass(slots=True, eq=False)
+class Portal:
+    """A statement with its values, as it was judged when it was bound."""
+
+    name: bytes
+    statement: Statement
+    segment: int
+    reading: Reading
+    parameters: tuple[Parameter, ...]
+    results: tuple[Format, ...]
+    rows: int  # the most rows it was judged for; 0: all
+    operation: Operation
+    verdict: Verdict
+    rewriting: Rewriting
+    turn: int
+    epoch: int
+    size: int  # bytes of its values
+    described: bool = False  # a Describe of it was forwarded
+    columns: tuple[Column, ...] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One message to the database whose answer is awaited, in order."""
+
+    kind: Kind
+    ours: bool = False  # we put it in: its answer is not the client's
+    statement: Statement | None = None
+    portal: Portal | None = None
+    exchange: Exchange | None = None
+    reading: Reading | None = None
+    operation: Operation | None = None
+    verdict: Verdict | None = None
+    rewriting: Rewriting | None = None
+    error: bytes | None = None  # it stands for a refused message: its error is replaced by this one
+    undo: list[_Change] | None = None
+    effects: bool = False  # what it executes may change what later texts and names mean
+    index: int = 0  # of the statements in its text, the one that is answered now
+    all_rows: bool = False  # a clamp stops it, but the client asked for all: it must look complete
+
+
+@dataclass(slots=True, eq=False)
+class _Change:
+    table: dict[bytes, object]
+    name: bytes
+    old: object | None
+    new: object | None
+
+
+class Names:
+    """Statements and portals by name, with the changes that outstanding messages make."""
+
+    __slots__ = ("finished", "held", "portals", "segment", "statements")
+
+    def __init__(self) -> None:
+        self.statements: dict[bytes, Statement] = {}
+        self.portals: dict[bytes, Portal] = {}
+        self.segment = 0  # of the messages that the client sends now
+        self.finished = 0  # segments before this one are answered
+        self.held = 0  # bytes of texts and values, never less than what the tables refer to
+
+    def is_settled(self, thing: Statement | Portal) -> bool:
+        """Whether what the name means can no longer be taken back without taking back the reader too."""
+        return thing.segment == self.segment or thing.segment < self.finished
+
+    def put(self, entry: Entry, thing: Statement | Portal) -> None:
+        table: dict[bytes, object] = self.statements if isinstance(thing, Statement) else self.portals  # type: ignore[assignment]
+        self._change(entry, table, thing.name, thing)
+
+    def drop_statement(self, entry: Entry, name: bytes) -> None:
+        if name in self.statements:
+            self._change(entry, self.statements, name, None)  # type: ignore[arg-type]
+
+    def drop_portal(self, entry: Entry, name: bytes) -> None:
+        if name in self.portals:
+            self._change(entry, self.portals, name, None)  # type: ignore[arg-type]
+
+    def forget(self, entry: Entry, statements: Iterable[str], portals: Iterable[str]) -> None:
+        """What an executed text may give another meaning: "*" is all of them."""
+        for name in statements:
+            for known in list(self.statements) if name == "*" else (_bytes(name),):
+                self.drop_statement(entry, known)
+        for name in portals:
+            for known in list(self.portals) if name == "*" else (_bytes(name),):
+                self.drop_portal(entry, known)
+
+    def _change(self, entry: Entry, table: dict[bytes, object], name: bytes, new: object | None) -> None:
+        old = table.get(name)
+        if new is None:
+            del table[name]
+        else:
+            table[name] = new
+        if entry.undo is None:
+            entry.undo = []
+        entry.undo.append(_Change(table, name, old, new))
+
+    def take_back(self, failed: list[Entry], later: Iterable[Entry]) -> None:
+        """Undo the changes of messages that failed or were skipped; `later` are still outstanding."""
+        for entry in reversed(failed):
+            for change in reversed(entry.undo or ()):
+                self._undo(change, later)
+
+    @staticmethod
+    def _undo(change: _Change, later: Iterable[Entry]) -> None:
+        for entry in later:
+            for other in entry.undo or ():
+                if other.table is change.table and other.name == change.name:
+                    other.old = change.old  # it stands; only what it would fall back to was wrong
+                    return
+        if change.old is None:
+            change.table.pop(change.name, None)
+        else:
+            change.table[change.name] = change.old
+
+    def end_segment(self, status: str) -> None:
+        """A Sync was answered. Outside a transaction no portal outlives it."""
+        self.finished += 1
+        if status == "I" and self.portals:
+            for name in [n for n, p in self.portals.items() if p.segment < self.finished]:
+                del self.portals[name]
+
+    def measure(self) -> int:
+        """Bytes held now; costs a walk."""
+        self.held = sum(len(s.source) for s in self.statements.values()) + sum(
+            p.size for p in self.portals.values()
+        )
+        return self.held
+
+
+def _bytes(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+class Queue(deque[Entry]):
+    """Outstanding messages in order."""
+
+    def cut_segment(self) -> list[Entry]:
+        """Take out everything up to the next Sync, which stays: what the server skips after an error."""
+        taken: list[Entry] = []
+        while self and self[0].kind is not Kind.SYNC:
+            taken.append(self.popleft())
+        return taken
+
+    @property
+    def has_sync(self) -> bool:
+        return any(entry.kind is Kind.SYNC for entry in self)
+
+
+def shaped(statement: Statement, results: tuple[Format, ...]) -> tuple[Column, ...] | None:
+    """The statement's columns in the formats that a Bind asks for; the same object for the same formats."""
+    columns = statement.columns
+    if columns is None or not any(results):
+        return columns
+    shape = statement.shape
+    if shape is not None and shape[0] == results and shape[1] is columns:
+        return shape[2]
+    if len(results) == 1:
+        made = tuple(replace(c, format=results[0]) for c in columns)
+    elif len(results) == len(columns):
+        made = tuple(replace(c, format=f) for c, f in zip(columns, results, strict=True))
+    else:
+        return None  # the database refuses such a Bind
+    statement.shape = (results, columns, made)
+    return made
