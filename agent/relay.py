@@ -231,7 +231,7 @@ class Relay:
             self._feed(self._begin_tls, output.secure)
         match output.close:
             case "no":
-                if self._draining and not self._queue and self.tally.open == 0:
+                if self._draining and self._is_idle():
                     self._end("drained")
             case "client-eof":
                 send_eof(self._client)
@@ -323,10 +323,15 @@ class Relay:
         self._end(reason, reset=True)
 
     def drain(self) -> None:
-        """Close as soon as no exchange is under way."""
+        """Close as soon as no exchange is under way, also none whose request is still coming."""
         self._draining = True
-        if self.tally.open == 0 and not self._queue and not self._early:
+        if self._is_idle():
             self._end("drained")
+
+    def _is_idle(self) -> bool:
+        if self.tally.open or self._queue or self._early:
+            return False
+        return not getattr(self._session, "is_reading", False)  # what passes unread has no exchanges
 
     def _end(self, reason: str, *, reset: bool = False, message: str | None = None) -> None:
         if self._closing:

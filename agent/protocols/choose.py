@@ -85,6 +85,11 @@ class Sniffing:
         return self._chosen.protocol if self._chosen is not None else self._seen
 
     @property
+    def is_reading(self) -> bool:
+        """A request has begun to come, or was not answered yet."""
+        return bool(self._prefix) or bool(getattr(self._chosen, "is_reading", False))
+
+    @property
     def tally(self) -> Tally | None:
         """What passed unread, once the connection is opaque."""
         chosen = self._chosen

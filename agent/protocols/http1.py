@@ -70,6 +70,11 @@ class Http1Session(DecidingSide):
     def protocol(self) -> str:
         return "http1"
 
+    @property
+    def is_reading(self) -> bool:
+        """A request has begun to come, or was not answered yet."""
+        return len(self._heads) > 0 or self._phase in (Phase.BODY, Phase.JUDGE, Phase.STREAM, Phase.WAIT)
+
     def client_data(self, data: bytes) -> Output:
         out = Output()
         self._take_client(out, data)

@@ -60,6 +60,11 @@ class Http1Tap:
         """What passed unread, once the connection has turned opaque."""
         return self._opaque.tally if self._opaque is not None else None
 
+    @property
+    def is_reading(self) -> bool:
+        """A request has begun to come, or was not answered yet."""
+        return bool(self._opaque is None and (self._unsent or self._current or self._waiting))
+
     def client_data(self, data: bytes) -> Output:
         out = Output()
         if self._opaque is not None:

@@ -537,6 +537,28 @@ def test_a_drain_ends_an_idle_connection_at_once_and_a_busy_one_after_its_exchan
     run(story)
 
 
+def test_a_drain_waits_for_a_request_whose_body_is_still_coming() -> None:
+    async def story() -> None:
+        host = Host(Script(client_data=[Output(), Output(), Output([b"ask"], records=[intent()])],
+                           server_data=[Output(to_client=[b"answer"], records=[result()])]))  # fmt: skip
+        relay = await host.stand()
+        host.session.is_reading = True
+        relay.from_client(b"head")
+        relay.drain()
+        relay.from_client(b"body")
+        assert relay.is_open
+        relay.from_client(b"body")
+        host.journal.answer_all()
+        assert host.server.sent == b"ask"
+        host.session.is_reading = False
+        relay.from_server(b"answer")
+        host.journal.answer_all()
+        assert (host.client.sent, host.client.state) == (b"answer", "eof")
+        assert host.events[-1] == ("end", "drained")
+
+    run(story)
+
+
 def test_a_drain_does_not_lose_a_request_that_waits_for_identity() -> None:
     async def story() -> None:
         host = Host(Script(client_data=[Output(to_server=[b"ask"], records=[intent()])],

@@ -47,6 +47,17 @@ def test_an_http2_client_is_told_why() -> None:
     assert int.from_bytes(goaway[:3], "big") == len(goaway) - 9
 
 
+@pytest.mark.parametrize("mode", ["enforce", "observe"])
+def test_a_request_is_under_way_from_its_first_byte_also_before_its_protocol_is_known(mode: Mode) -> None:
+    session = opened(mode)
+    assert not session.is_reading
+    for byte in b"GET /c/kb HTTP/1.1\r\nHost: db\r\n\r\n":
+        session.client_data(bytes([byte]))
+        assert session.is_reading
+    session.server_data(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    assert not session.is_reading
+
+
 @pytest.mark.parametrize("data", [HELLO, HTTP2_PREFACE, b"\x00\x01\x02", b"PING\r\n"])
 def test_observe_relays_what_it_does_not_speak(data: bytes) -> None:
     session = opened("observe")

@@ -62,6 +62,17 @@ def intent(out: Output) -> Intent:
     return found
 
 
+def test_a_request_is_under_way_from_its_first_byte_to_the_last_of_its_answer() -> None:
+    session = opened()
+    assert not session.is_reading
+    whole = search(b"{VECTOR}")
+    for at in range(len(whole)):
+        session.client_data(whole[at : at + 1])
+        assert session.is_reading
+    session.server_data(answer(b"[VECTOR]"))
+    assert not session.is_reading
+
+
 def test_an_intent_stands_beside_the_forwarded_request_and_a_result_beside_the_answer() -> None:
     session = opened()
     asked = session.client_data(search(b"{VECTOR}"))

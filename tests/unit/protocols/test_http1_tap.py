@@ -56,6 +56,16 @@ def test_a_request_waits_for_its_intent_and_passes_as_it_came() -> None:
     assert result.released_sha256 == sha256(b"VECTOR").digest()
 
 
+def test_a_request_is_under_way_from_its_first_byte_to_the_last_of_its_answer() -> None:
+    tap = opened()
+    assert not tap.is_reading
+    for at in range(len(SEARCH)):
+        tap.client_data(SEARCH[at : at + 1])
+        assert tap.is_reading
+    tap.server_data(ANSWER)
+    assert not tap.is_reading
+
+
 def test_what_enforce_would_refuse_passes_with_the_reason() -> None:
     tap = opened()
     out = tap.client_data(SEARCH.replace(b"/kb/", b"/forbidden/"))
