@@ -35,7 +35,9 @@ from agent.evidence.views import Exchange, Session, stamp
 def outcome_text(exchange: Exchange) -> Text:
     if exchange.outcome.startswith("unknown"):
         return text(exchange.outcome, STYLES["unknown"])
-    status = f" {exchange.response.status}" if exchange.response.status is not None else ""
+    head = exchange.response.head  # SQL has no status: the error's code, or the tag of what was done
+    told = exchange.response.status or head.get("sqlstate") or head.get("tag")
+    status = f" {told}" if told is not None else ""
     return text(exchange.outcome + status, STYLES.get(exchange.outcome, ""))
 
 

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from agent.cli.output import STYLES, clean, facts, heading, size, span, text, utc, verdict_text
 from agent.evidence.views import Exchange, Message, Session
+from agent.evidence.wire import answer_lines, request_lines
 
 MAX_LINES = 60  # of a body on the screen
 
@@ -161,7 +162,11 @@ def print_body(message: Message, screen: Console, absent: str, lines: int = MAX_
 
 
 def body_lines(body: bytes) -> list[str]:
-    """The body as lines for people: JSON is indented, other text as it is, the rest said to be binary."""
+    """The body as lines for people: SQL as statement and tables, JSON indented, other text as it is, the rest
+    said to be binary."""
+    sql = request_lines(body) or answer_lines(body)
+    if sql is not None:
+        return [clean(line) for line in sql]
     try:
         plain = msgspec.json.format(body, indent=2) if body[:1] in b"{[" else body
         return [clean(line) for line in plain.decode().splitlines()]

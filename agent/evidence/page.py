@@ -17,6 +17,7 @@ from typing import Protocol
 from agent.evidence.replay import Hit, hits
 from agent.evidence.style import STYLE
 from agent.evidence.views import Exchange, Message, Session, stamp
+from agent.evidence.wire import answer_lines, request_lines
 
 MAX_BODY = 64 * 1024  # characters of one body on the page; the JSON lines have it whole
 MAX_TICKS = 2000  # marks in the timeline
@@ -276,7 +277,8 @@ class _Page:
                 if message.bytes
                 else ""
             )
-        shown = message.body.decode("utf-8", "replace")
+        sql = request_lines(message.body) or answer_lines(message.body)
+        shown = message.body.decode("utf-8", "replace") if sql is None else "\n".join(sql)
         more = f"<p>… {len(shown) - MAX_BODY} more characters</p>" if len(shown) > MAX_BODY else ""
         cut = (
             f" {message.vectors_cut} vectors are recorded as dimension and digest."

@@ -14,6 +14,7 @@ import msgspec
 
 from agent.evidence.query import Gap
 from agent.evidence.views import Exchange, Session
+from agent.evidence.wire import Grid, grids, vector_text
 
 MAX_HITS = 1000  # hits that are taken out of one answer; the answer itself stays whole in show --json
 
@@ -74,9 +75,12 @@ def pause(before: Step, after: Step, speed: float, longest: float) -> float:
 
 
 def hits(exchange: Exchange) -> list[Hit]:
-    """The rows of a recorded answer in Qdrant's and Chroma's shapes; [] where there are none or no body."""
+    """The rows of a recorded answer in each engine's shape; [] where there are none or no body."""
     if not exchange.response.body:
         return []
+    results = grids(exchange.response.body)
+    if results is not None:
+        return _table_rows(results, exchange.response.ids)[:MAX_HITS]
     try:
         document = msgspec.json.decode(exchange.response.body)
     except (msgspec.DecodeError, RecursionError):
@@ -85,6 +89,21 @@ def hits(exchange: Exchange) -> list[Hit]:
         return []
     found = _columns(document) if "ids" in document else _rows(document.get("result", document.get("points")))
     return found[:MAX_HITS]
+
+
+def _table_rows(results: list[Grid], ids: tuple[str, ...]) -> list[Hit]:
+    """SQL: each row by its primary key where that is known, with its columns by name."""
+    named = ids if len(ids) == sum(grid.count for grid in results) else ()
+    made: list[Hit] = []
+    for grid in results:
+        for row in grid.rows:
+            names = grid.columns or tuple(f"column {at + 1}" for at in range(len(row)))
+            shown = [
+                f"{name}={'NULL' if value is None else vector_text(value)}"
+                for name, value in zip(names, row, strict=False)
+            ]
+            made.append(Hit(named[len(made)] if len(made) < len(named) else "", None, "  ".join(shown)))
+    return made
 
 
 def _columns(document: dict[str, Any]) -> list[Hit]:
