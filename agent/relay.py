@@ -313,10 +313,11 @@ class Relay:
         self._client = None
         self._end("client-gone", reset=True)
 
-    def server_lost(self) -> None:
+    def server_lost(self, reset: bool = False) -> None:
         self._server = None
-        # An answer cut short must not look whole: with an exchange open the client gets a reset.
-        self._end("database-gone", reset=self.tally.open > 0)
+        # An answer cut short must not look whole; what passes unread ends as the database ended it.
+        unread = reset and self.tally.opaque is not None and not self._queue
+        self._end("database-gone", reset=self.tally.open > 0 or unread)
 
     def end(self, reason: str) -> None:
         """Close both sides now (kill, policy, timeout)."""
@@ -329,9 +330,8 @@ class Relay:
             self._end("drained")
 
     def _is_idle(self) -> bool:
-        if self.tally.open or self._queue or self._early:
-            return False
-        return not getattr(self._session, "is_reading", False)  # what passes unread has no exchanges
+        reading = getattr(self._session, "is_reading", False)  # what passes unread has no exchanges
+        return not (self.tally.open or self._queue or self._early or reading)
 
     def _end(self, reason: str, *, reset: bool = False, message: str | None = None) -> None:
         if self._closing:

@@ -40,7 +40,7 @@ class Ends(Protocol):
 
     def client_lost(self) -> None: ...
 
-    def server_lost(self) -> None: ...
+    def server_lost(self, reset: bool = False) -> None: ...
 
 
 class ClientSide(asyncio.Protocol):
@@ -106,7 +106,7 @@ class ServerSide(asyncio.Protocol):
         self._relay.server_full(False)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._relay.server_lost()
+        self._relay.server_lost(reset=isinstance(exc, ConnectionError))
 
 
 def address_of(name: tuple[Any, ...]) -> tuple[str, int]:

@@ -102,6 +102,7 @@ class Script:
     """A session that gives the outputs it was told to, method by method; nothing where none is left."""
 
     protocol = "http1"
+    is_reading = False
 
     def __init__(self, **outputs: Sequence[Output | Exception]) -> None:
         self.outputs = {name: list(given) for name, given in outputs.items()}

@@ -13,6 +13,7 @@ from agent.host import Refuse
 from agent.protocols.opaque import OpaqueSession
 from agent.protocols.session import Abort, Chunk, Opaque, Output, ProtocolError
 from agent.relay import HIGH_WATER, LINGER
+from agent.sides import ServerSide
 from tests.unit.agent.side import SUBJECT, Host, Script, intent, result
 from tests.unit.agent.turning import pass_time, run, run_still, turns
 
@@ -452,6 +453,33 @@ def test_the_end_of_a_session_is_recorded_once_and_after_everything_else() -> No
             3,
             6,
         )
+
+    run(story)
+
+
+@pytest.mark.parametrize(("lost", "state"), [(ConnectionResetError(), "aborted"), (None, "eof")])
+def test_a_connection_that_passes_unread_ends_as_the_database_ended_it(
+    lost: Exception | None, state: str
+) -> None:
+    async def story() -> None:
+        host = Host(OpaqueSession("tls is not read", "tls"))
+        relay = await host.stand("observe")
+        relay.from_client(b"hello")
+        host.journal.answer_all()
+        relay.from_server(b"hello yourself")
+        ServerSide(relay).connection_lost(lost)
+        assert (host.client.sent, host.client.state) == (b"hello yourself", state)
+        assert host.journal.summaries[relay.id]["reason"] == "database-gone"
+
+    run(story)
+
+
+def test_an_idle_connection_that_is_read_ends_in_order_when_the_database_resets_it() -> None:
+    async def story() -> None:
+        host = Host()
+        relay = await host.stand("observe")
+        ServerSide(relay).connection_lost(ConnectionResetError())
+        assert host.client.state == "eof"
 
     run(story)
 
