@@ -197,8 +197,9 @@ class Recogniser:
     def __init__(self, kinds: Iterable[str]) -> None:
         wanted = frozenset(kinds)
         self._kinds = [kind for name, kind in KINDS.items() if name in wanted]
-        if wanted - KINDS.keys() or not wanted:
-            raise ValueError(f"unknown kinds of personal data: {', '.join(sorted(wanted - KINDS.keys()))}")
+        unknown = sorted(wanted.difference(KINDS))
+        if unknown or not wanted:
+            raise ValueError(f"unknown kinds of personal data: {', '.join(unknown)}")
         # On bytes: re2 encodes a text anew for every search in it, which is quadratic in the findings.
         self._each: list[tuple[Kind, Any]] = [
             (kind, re2.compile(kind.pattern.encode())) for kind in self._kinds

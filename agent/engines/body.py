@@ -21,7 +21,7 @@ import json
 import math
 import re
 from itertools import accumulate
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -53,12 +53,15 @@ class BodyRefusal(Refusal):
     """The body has more than one reading, or none."""
 
 
-class Cuts(NamedTuple):
+class Cuts:
     """Arrays of numbers cut out of a body: n + 1 pieces around n cuts, and how many numbers each has."""
 
-    pieces: list[bytes]
-    cuts: list[bytes]
-    dims: list[int]
+    __slots__ = ("cuts", "dims", "pieces")
+
+    def __init__(self, pieces: list[bytes], cuts: list[bytes], dims: list[int]) -> None:
+        self.pieces = pieces
+        self.cuts = cuts
+        self.dims = dims
 
 
 def cut_arrays(raw: bytes, least: int = LONG) -> Cuts:

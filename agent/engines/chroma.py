@@ -60,9 +60,9 @@ def qualify(tenant: str, database: str, name: str) -> str:
 
 
 class ChromaEngine:
-    name = "chroma"
-    credential_headers = frozenset({"x-chroma-token", "authorization"})
-    masked_fields_known = frozenset({"payload", "metadata", "metadatas", "documents", "uris"})
+    name: Final = "chroma"
+    credential_headers: Final = frozenset({"x-chroma-token", "authorization"})
+    masked_fields_known: Final = frozenset({"payload", "metadata", "metadatas", "documents", "uris"})
 
     def __init__(self, guard: str, *, hmac_key: bytes, clock: Callable[[], float]) -> None:
         self._guard = guard

@@ -49,9 +49,9 @@ _aliases = msgspec.json.Decoder(_AliasAnswer)
 
 
 class QdrantEngine:
-    name = "qdrant"
-    credential_headers = frozenset({"api-key", "authorization"})
-    masked_fields_known = frozenset({"payload"})
+    name: Final = "qdrant"
+    credential_headers: Final = frozenset({"api-key", "authorization"})
+    masked_fields_known: Final = frozenset({"payload"})
 
     def __init__(self, guard: str, *, hmac_key: bytes, clock: Callable[[], float]) -> None:
         self._guard = guard

@@ -30,15 +30,24 @@ _encoder = msgspec.msgpack.Encoder()
 _compressor = zstandard.ZstdCompressor(level=1, write_checksum=False, write_content_size=True)
 
 
-@dataclass(slots=True)
 class Put:
     """Records that share one release; their frames are ``group.frames[start:start + len(records)]``."""
 
-    session: str
-    records: Sequence[Record]
-    mode: RecordMode
-    release: Callable[[bool], None]
-    start: int
+    __slots__ = ("mode", "records", "release", "session", "start")
+
+    def __init__(
+        self,
+        session: str,
+        records: Sequence[Record],
+        mode: RecordMode,
+        release: Callable[[bool], None],
+        start: int,
+    ) -> None:
+        self.session = session
+        self.records = records
+        self.mode: RecordMode = mode
+        self.release = release
+        self.start = start
 
 
 @dataclass(slots=True)

@@ -95,9 +95,18 @@ class Answer:
 class Engine(Protocol):
     """One HTTP database engine. Sans-I/O; one instance per worker and guard, shared by its sessions."""
 
-    name: str
-    credential_headers: frozenset[str]  # lower case; never recorded, replaced by the held credential
-    masked_fields_known: frozenset[str]  # roots that a mask's dotted field may start with
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def credential_headers(self) -> frozenset[str]:
+        """Lower case; never recorded, replaced by the held credential."""
+        ...
+
+    @property
+    def masked_fields_known(self) -> frozenset[str]:
+        """Roots that a mask's dotted field may start with."""
+        ...
 
     def route(self, request: Request) -> Route: ...
 

@@ -8,7 +8,7 @@ stays out and its hash stands for it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from hashlib import sha256
 
 from agent.protocols.budget import Hold
@@ -26,30 +26,28 @@ UNREAD_ROUTE = Route(method="unreadable", known=False)
 NOWHERE = Target("", (), (), "")
 
 
-@dataclass(slots=True)
 class Exchange:
     """From a request's head to the last byte of its answer."""
 
-    n: int
-    head: RequestHead | None = None  # None: it could not be read
-    length: int | None = None  # of the request's body, where its head tells
-    recorded: dict[str, str] = field(
-        default_factory=dict
-    )  # the head as evidence keeps it, but for the length
-    target: Target = NOWHERE
-    request: Request | None = None
-    route: Route = UNREAD_ROUTE
-    operation: Operation | None = None
-    verdict: Verdict | None = None
-    pieces: Pieces = field(default_factory=Pieces)  # of the body, while it is collected
-    size: int = 0
-    hold: Hold | None = None  # of the body, until the exchange is over
-    lookups: int = 0
-    looked_early: bool = False
-    sent: bool = False  # the head went to the server
-    released: bool = False  # a byte of the answer went to the client
-    keep_alive: bool = False
-    informational: int = 0
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.head: RequestHead | None = None  # None: it could not be read
+        self.length: int | None = None  # of the request's body, where its head tells
+        self.recorded: dict[str, str] = {}  # the head as evidence keeps it, but for the length
+        self.target = NOWHERE
+        self.request: Request | None = None
+        self.route = UNREAD_ROUTE
+        self.operation: Operation | None = None
+        self.verdict: Verdict | None = None
+        self.pieces = Pieces()  # of the body, while it is collected
+        self.size = 0
+        self.hold: Hold | None = None  # of the body, until the exchange is over
+        self.lookups = 0
+        self.looked_early = False
+        self.sent = False  # the head went to the server
+        self.released = False  # a byte of the answer went to the client
+        self.keep_alive = False
+        self.informational = 0
 
     @property
     def touched(self) -> bool:

@@ -201,7 +201,8 @@ class Http1Tap:
         if len(self._waiting) >= MAX_WAITING:
             raise ProtocolError("pipelined", f"more than {MAX_WAITING} requests wait for their answers")
         self._count += 1
-        exchange = Exchange(self._count, head, length, size=len(data))
+        exchange = Exchange(self._count)
+        exchange.head, exchange.length, exchange.size = head, length, len(data)
         try:
             exchange.target = target = parse_target(head.target, head.host, head.method)
             exchange.request = Request(head.method, target.path, target.segments, target.query, head.headers)

@@ -6,6 +6,8 @@ socket, clock, task, file or log: bytes in, one `Output` out. It calls its `Judg
 Bias: in enforce, what is not understood raises `ProtocolError` and nothing of it is forwarded; in
 observe, it becomes an opaque relay and no byte is lost. ``agent/relay.py`` writes the records of an
 `Output` as evidence before it writes any of its bytes to a socket.
+
+What is made for every request is a msgspec struct: filling a dataclass of these sizes costs 0.5 to 1 us.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
+
+import msgspec
 
 from agent.protocols.budget import Budget
 from policy.model import Operation, Verdict
@@ -45,8 +49,7 @@ class Judge(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Intent:
+class Intent(msgspec.Struct):
     """Before an exchange is forwarded, or refused. `body` is the recorded form, by level."""
 
     n: int  # number of the exchange in its session, from 1
@@ -59,8 +62,7 @@ class Intent:
     vectors_cut: int = 0  # vectors replaced by dimension and digest in `body`
 
 
-@dataclass(slots=True)
-class Chunk:
+class Chunk(msgspec.Struct):
     """A piece of a body that is passed on before the whole is known."""
 
     n: int
@@ -79,8 +81,7 @@ class Masked:
     count: int
 
 
-@dataclass(slots=True)
-class Result:
+class Result(msgspec.Struct):
     """The end of an exchange, before its last byte is released."""
 
     n: int
@@ -99,16 +100,14 @@ class Result:
     reason: str | None = None  # for refused and failed
 
 
-@dataclass(slots=True)
-class Abort:
+class Abort(msgspec.Struct):
     """An exchange that ended without a result: a side went away, or broke the protocol."""
 
     n: int
     reason: str
 
 
-@dataclass(slots=True)
-class Opaque:
+class Opaque(msgspec.Struct):
     """From here on the connection is relayed unread (observe, or a tunnel)."""
 
     reason: str
@@ -118,13 +117,12 @@ class Opaque:
 Record = Intent | Chunk | Result | Abort | Opaque
 
 
-@dataclass(slots=True)
-class Output:
+class Output(msgspec.Struct):
     """What the relay must do now, in this order: write `records`, then both byte lists, then close."""
 
-    to_server: list[bytes] = field(default_factory=list)
-    to_client: list[bytes] = field(default_factory=list)
-    records: list[Record] = field(default_factory=list)
+    to_server: list[bytes] = msgspec.field(default_factory=list)
+    to_client: list[bytes] = msgspec.field(default_factory=list)
+    records: list[Record] = msgspec.field(default_factory=list)
     close: Literal["no", "client-eof", "server-eof", "both", "reset"] = "no"
     """client-eof: send FIN to the client after the bytes; server-eof: send FIN to the database; both: flush,
     then close both; reset: abort both at once, so that nothing looks whole."""
