@@ -285,7 +285,7 @@ class Worker:
 
     def _recheck(self, relay: Relay) -> None:
         """After a change: a guard gone or in another mode, a subject without any right left, or a tunnel
-        that no rule covers any more (what passes unread has no next request to be judged by).
+        that no rule covers any more (what passes unread has no next request to be judged by: every second).
         """
         held = self._server.find(relay.guard.name)
         if held is None or (relay.guard.mode, relay.guard.engine) != (
@@ -358,6 +358,8 @@ class Worker:
                     self._stream.recorder.tick()
                 values = {**self._counters, **self._stream.counters()}
                 self._link.send(Counters(values, len(self._relays)))
+                for relay in [r for r in self._relays.values() if r.tunnelled]:  # an `until` may have passed
+                    asyncio.get_running_loop().call_soon(self._recheck, relay)
 
     async def _drain(self, seconds: float) -> None:
         """Stop listening, let the exchanges under way end, then stop."""

@@ -20,7 +20,8 @@ from agent.worker import Worker
 from policy.compile import encode_rules
 from policy.model import Attribution, Subject
 from tests.unit.agent.side import SUBJECT, guard
-from tests.unit.agent.turning import run
+from tests.unit.agent.turning import pass_time, run, run_still, turns
+from tests.unit.policy.tables import load
 
 NOBODY = Subject(Attribution.UNATTRIBUTED, null_reason={"pid": "no record"})
 REMOTE = Subject(Attribution.REMOTE, remote="192.0.2.7")
@@ -193,6 +194,38 @@ def test_a_change_ends_sessions_it_leaves_no_ground_for(
         assert one.ended == ended
 
     run(story)
+
+
+UNTIL = """
+  - {id: own, who: {self: true}, what: {guard: q}, tunnel: true}
+  - {id: not-any-more, who: {self: true}, deny: "moved", mode: shadow, until: 2100-01-01}
+"""
+
+
+def test_a_tunnel_ends_when_the_until_of_a_rule_against_it_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(time=lambda: 1e9, monotonic=lambda: asyncio.get_running_loop().time())
+    monkeypatch.setattr("agent.worker.time", clock)
+
+    async def story() -> None:
+        made = worker()
+        made._take_snapshot(snapshot(policy=encode_rules(load(UNTIL).rules)))
+        monkeypatch.setattr(made._server, "find", lambda name: SimpleNamespace(settings=guard()))
+        one = Connection(replace(SUBJECT, is_self=True))
+        one.tunnelled = True
+        made._relays[one.id] = one
+        ticking = asyncio.get_running_loop().create_task(made._tick())
+        await turns()
+        for _ in range(8):
+            await pass_time(0.25)
+        assert one.ended == []
+        clock.time = lambda: 5e9
+        for _ in range(8):
+            await pass_time(0.25)
+        assert one.ended[:1] == ["tunnel-withdrawn"]
+        ticking.cancel()
+        await turns()
+
+    run_still(story)
 
 
 def test_connections_are_refused_before_the_stream_stands_and_above_the_bound() -> None:
