@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
@@ -37,13 +38,13 @@ class Job(Generic[T]):
     finished: bool = False
     abandoned: bool = False
 
-    def run(self) -> None:
+    def run(self) -> Callable[[], None]:
+        """Do the work; returns what tells its caller of it."""
         try:
             result = self.work()
         except BaseException as exc:
-            self.done(None, exc)
-        else:
-            self.done(result, None)
+            return partial(self.done, None, exc)
+        return partial(self.done, result, None)
 
 
 class Readers:
@@ -72,8 +73,8 @@ class Readers:
             with self._lock:
                 job.started = True
                 skip = job.abandoned
-            if not skip:
-                job.run()
+            tell = None if skip else job.run()
+            replaced = False
             with self._lock:
                 job.finished = True
                 if job.abandoned and not skip:
@@ -81,7 +82,11 @@ class Readers:
                     if self._surplus > 0:  # another thread took this one's place
                         self._surplus -= 1
                         self._threads.remove(threading.current_thread())
-                        return
+                        replaced = True
+            if tell is not None:
+                tell()  # last: a caller that has its answer gives the job up, and it must not count as hung
+            if replaced:
+                return
 
     def submit(self, owner: int, work: Callable[[], T], done: Done[T]) -> Job[T]:
         """Run `work` in a thread and call `done(result, error)` there.
