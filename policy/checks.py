@@ -167,11 +167,15 @@ def _names(what: What, path: Path, guards: Sequence[GuardInfo]) -> Iterator[Find
             yield (*path, "engine"), f"no guard has the engine `{engine}`", did_you_mean(engine, engines)
 
 
+ANY_ROOT = "*"
+"""Among an engine's roots: its fields are columns, which have any name."""
+
+
 def _root(field: str, path: Path, guards: Sequence[GuardInfo]) -> Iterator[Finding]:
     root = field.replace("[]", "").split(".")[0]
     roots: set[str] = set()
     for guard in guards:
-        if guard.roots is None or root in guard.roots:
+        if guard.roots is None or root in guard.roots or ANY_ROOT in guard.roots:
             return
         roots |= guard.roots
     names = ", ".join(sorted({guard.engine for guard in guards}))

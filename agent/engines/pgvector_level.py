@@ -40,7 +40,17 @@ class Distance:
 class Level:
     """The expressions of one statement body, and the references in its FROM that are replaced."""
 
-    def __init__(self, body: Node, wraps: list[Wrap], hidden: Hidden, names: Names, outermost: bool) -> None:
+    def __init__(
+        self,
+        body: Node,
+        wraps: list[Wrap],
+        hidden: Hidden,
+        names: Names,
+        outermost: bool = False,
+        example: bool = False,
+    ) -> None:
+        """`example`: it is a subquery that is an operand of a distance (`examples`)."""
+        self._example = example
         self._body = body
         self._wraps = wraps
         self._hidden = hidden
@@ -60,6 +70,8 @@ class Level:
                     self._reach(inner.get("arg"))
             if self._outermost:
                 self._tokens()
+            if self._example:
+                self._reach(self._body["targetList"][0]["ResTarget"].get("val"))
         self._stars()
 
     def _nodes(self) -> Iterator[tuple[str, Node, Node]]:
@@ -105,22 +117,25 @@ class Level:
     def _measure(self, distance: Distance) -> None:
         for own, other in (distance.sides, distance.sides[::-1]):
             place = operand(own)
-            if place is not None and is_free(other):
-                found = self.find(place)
-                if found is not None and is_vector(found[1]):
-                    self._reach(place)
+            if place is None or not (is_free(other) or example_of(other) is not None):
+                continue
+            found = self.find(place)
+            if found is not None and is_vector(found[1]) and self._reach(place):
+                refuse_unit_vectors(other)
 
-    def _reach(self, place: Any) -> None:
+    def _reach(self, place: Any) -> bool:
         """Let a ColumnRef of a hidden vector find the vector."""
         found = self.find(place) if self._reaches else None
         if found is None:
-            return
+            return False
         wrap, column = found
         treatment = wrap.treatments.get(column.number)
         if treatment is not None and treatment.how == "vector":
             made = wrap.take_raw(column, self._names)
             place.clear()
             place.update(made)
+            return True
+        return False
 
     # Outputs.
 
@@ -218,6 +233,46 @@ def distances(found: Iterable[tuple[str, Node, Node]]) -> Iterator[Distance]:
             name, sides = nodes.names_of(inner["funcname"])[-1], (inner["args"][0], inner["args"][1])
             if name in DISTANCE_FUNCTIONS:
                 yield Distance(place, sides)
+
+
+def example_of(node: Any) -> Node | None:
+    """The body of ``(SELECT embedding FROM docs WHERE id = 1)``: more like a row that is there."""
+    kind, inner = nodes.kind_of(node)
+    if kind != "SubLink" or inner.get("subLinkType") != "EXPR_SUBLINK":
+        return None
+    kind, body = nodes.kind_of(inner.get("subselect"))
+    is_plain = (
+        kind == "SelectStmt" and body.get("op") == "SETOP_NONE" and len(body.get("targetList", ())) == 1
+    )
+    return body if is_plain and "distinctClause" not in body and "groupClause" not in body else None
+
+
+def examples(root: Node) -> set[int]:
+    """Bodies (by identity) of the subqueries below whose vector goes into a distance and nowhere else."""
+    found = [example_of(side) for one in distances(nodes.below(root)) for side in one.sides]
+    return {id(body) for body in found if body is not None}
+
+
+def refuse_unit_vectors(other: Any) -> None:
+    """A literal that reads one coordinate. Raises Refusal."""
+    for kind, inner, _ in nodes.below(other):
+        if kind == "A_Const" and is_unit(inner.get("sval", {}).get("sval", "")):
+            raise Refusal("probe-vector", UNIT)
+
+
+UNIT: Final = "a query vector with a single number reads a coordinate of what the policy hides; it is refused"
+_LEAST: Final = 8  # numbers from which a query vector with a single one that is not zero is no search
+
+
+def is_unit(text: str) -> bool:
+    """A trip wire, no wall: two queries that differ in one coordinate tell it too (docs/threat-model.md)."""
+    numbers = text.strip().strip("[]{}").split(",")
+    if len(numbers) < _LEAST:
+        return False
+    try:
+        return sum(float(number) != 0.0 for number in numbers) == 1
+    except ValueError:
+        return False
 
 
 def round_distances(root: Node, digits: int) -> None:

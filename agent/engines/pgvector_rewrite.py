@@ -17,7 +17,7 @@ from typing import Any, Final
 from agent.engines import pgvector_nodes as nodes
 from agent.engines.pgvector_calm import is_calm
 from agent.engines.pgvector_hidden import STATISTICS, Hidden, Treatment
-from agent.engines.pgvector_level import Level, distances, round_distances
+from agent.engines.pgvector_level import Level, distances, examples, round_distances
 from agent.engines.pgvector_limits import clamp, clamp_of
 from agent.engines.pgvector_nodes import BODIES, WRAPPERS, Node
 from agent.engines.pgvector_wrap import Names, Wrap, replace, shown_names
@@ -277,9 +277,11 @@ class _Bringing:
         levels: dict[tuple[str | int, ...], list[Wrap]] = {}
         for wrap in wrapped:
             levels.setdefault(wrap.reference.within, []).append(wrap)
+        example = examples(self._body())
         for path, wraps in levels.items():
             body = find(self._tree, path)
-            Level(body, wraps, self._hidden, self._names, path == self._outermost()).expose()
+            outermost = path == self._outermost()
+            Level(body, wraps, self._hidden, self._names, outermost, id(body) in example).expose()
         for wrap in wrapped:
             if wrap.filters or wrap.treatments:
                 replace(wrap, self._rule, fence, self._names)

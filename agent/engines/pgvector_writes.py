@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from struct import Struct
 from typing import Any, Final
 
 from agent.engines import pgvector_nodes as nodes
 from agent.engines import pgvector_values as values
 from agent.engines.pgvector_hidden import Hidden, Treatment
-from agent.engines.pgvector_level import is_free, operand
+from agent.engines.pgvector_level import UNIT, distances, is_free, is_unit, operand
 from agent.engines.pgvector_nodes import DISTANCE_OPERATORS, Node
 from agent.engines.pgvector_wrap import condition
 from agent.engines.sql_parse import find
@@ -328,6 +329,29 @@ def check_parameters(resolved: Resolved, parameters: Sequence[Parameter], verdic
                 raise Refusal(
                     "filter", f"denied by rule {rule}: rows that are written must have {key} = {value!r}"
                 )
+
+
+def check_queries(resolved: Resolved, parameters: Sequence[Parameter], verdict: Verdict) -> None:
+    """At Bind: query vectors against `refuse_unit_vectors`, where vectors are hidden. Raises Refusal."""
+    if (verdict.vectors and verdict.fields is None) or resolved.tree is None:
+        return
+    for distance in distances(nodes.below(dict(resolved.tree))):
+        for kind, inner, _ in nodes.below(list(distance.sides)):
+            number = inner.get("number", 0) if kind == "ParamRef" else 0
+            given = parameters[number - 1] if 0 < number <= len(parameters) else None
+            if given is not None and given.value is not None and is_unit(_vector_text(given)):
+                raise Refusal("probe-vector", UNIT)
+
+
+def _vector_text(given: Parameter) -> str:
+    """A vector parameter in text; a binary one of 4-byte floats by its own form."""
+    value = given.value or b""
+    if given.format == 0:
+        return value.decode("utf-8", "replace")
+    many = int.from_bytes(value[:2], "big")
+    if len(value) != 4 + 4 * many:
+        return ""
+    return ",".join(str(number) for number in Struct(f"!{many}f").unpack_from(value, 4))
 
 
 def equals(given: Parameter, value: Scalar) -> bool:
