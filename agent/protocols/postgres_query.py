@@ -230,4 +230,6 @@ class QueryPhase(ExtendedSide):
             raise ProtocolError("message-form", "a CopyFail message with a text that does not end with it")
         self._copying = self._copied = False
         self._aside = 0
+        if copy.kind is Kind.EXECUTE:
+            self._copy = None  # no second COPY can follow; in a Query one may
         out.to_server.append(raw)

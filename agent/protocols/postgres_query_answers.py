@@ -58,7 +58,11 @@ class AnsweringSide(RowsSide):
             Back.COPY_IN: self._on_copy_in,
             Back.COPY_OUT: self._on_copy_out,
             Back.COPY_DONE: self._on_copy_done,
+            Back.FUNCTION_CALL: self._on_call,
         }
+
+    def _on_call(self, out: Output, raw: bytes) -> None:
+        self._unexpected(raw[0])  # none was ever forwarded
 
     @abstractmethod
     def _go_on(self, out: Output) -> None:

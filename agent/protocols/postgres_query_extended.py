@@ -97,11 +97,11 @@ class ExtendedSide(DecidingSide):
             return True
         if not names.is_settled(statement):
             return False
-        parameters = _parameters(form, statement.types or statement.declared)
+        parameters = parameters_of(form, statement.types or statement.declared)
         try:
             rows, (reading, operation, verdict, rewriting) = self._decide_bind(statement, parameters)
         except Refused as refused:
-            head = {"phase": "bind", **_names_of(form.statement, form.portal)}
+            head = {"phase": "bind", **names_of(form.statement, form.portal)}
             self._refuse(out, Kind.BIND, refused, parameters, head)
             return True
         full = self._has_room(names.portals, form.portal, len(raw))
@@ -149,7 +149,7 @@ class ExtendedSide(DecidingSide):
                 operation = statement.operation
             verdict, rewriting = self._decide_rows(reading, operation, (), statement)
         except Refused as refused:
-            head = {"phase": "describe", **_names_of(form.name, b"")}
+            head = {"phase": "describe", **names_of(form.name, b"")}
             self._refuse(out, Kind.DESCRIBE_STATEMENT, refused, (), head)
             return True
         statement = self._stand(out, statement, rewriting)
@@ -168,7 +168,7 @@ class ExtendedSide(DecidingSide):
         if not self._names.is_settled(portal):
             return False
         statement = portal.statement
-        head = _names_of(statement.name, portal.name) if statement.name or portal.name else None
+        head = names_of(statement.name, portal.name) if statement.name or portal.name else None
         try:
             self._decide_execute(portal, form.max_rows)
         except Refused as refused:
@@ -227,7 +227,7 @@ class ExtendedSide(DecidingSide):
         return True
 
 
-def _parameters(form: Bind, types: tuple[int, ...]) -> tuple[Parameter, ...]:
+def parameters_of(form: Bind, types: tuple[int, ...]) -> tuple[Parameter, ...]:
     """The values of a Bind with their types, as far as those are known."""
     known = len(types)
     return tuple(
@@ -246,7 +246,7 @@ def _no_portal(name: bytes) -> str:
     return f'portal "{name.decode("utf-8", "replace")}" does not exist'
 
 
-def _names_of(statement: bytes, portal: bytes) -> dict[str, str]:
+def names_of(statement: bytes, portal: bytes) -> dict[str, str]:
     head: dict[str, str] = {}
     if statement:
         head["statement-name"] = statement.decode("utf-8", "replace")
