@@ -57,6 +57,7 @@ TABLE: dict[str, dict[str, Entry]] = {
         "run": Entry("agent.cli.start", "run", "Everything in the foreground."),
         "steer": Entry("agent.cli.start", "steer", "Attach and pin the kernel part."),
         "unsteer": Entry("agent.cli.start", "unsteer", "Detach and unpin the kernel part."),
+        "ca": Entry("agent.cli.ca", "ca", "The built-in certificate authority: init, show, issue."),
         "completion": Entry("agent.cli.completion", "completion", "Print the shell completion."),
     },
 }
