@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a client's first packets ask for: a session as some user in some database, or a cancel.
+
+Owns how a StartupMessage is read as the server reads it, what of it is forwarded, and the operations that are
+judged before anything is. Bias: a packet that the server could read otherwise, or that asks for a replication
+session, is refused; nothing is forwarded before the judge allowed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from agent.protocols.postgres_auth import AuthRefused, Custody
+from agent.protocols.postgres_messages import (
+    MAX_NAME,
+    Back,
+    CancelRequest,
+    StartupMessage,
+    message,
+    startup_message,
+)
+from agent.protocols.sql import Where
+from policy.model import Action, Operation
+
+MAX_MINOR: Final = 2  # protocol 3.2; what later ones change is not known here
+MAX_HEAD: Final = 256  # characters of one startup parameter in the record
+STARTUP: Final = "StartupMessage"
+CANCEL: Final = "CancelRequest"
+_RECORDED: Final = ("application_name", "options", "client_encoding")
+_NO: Final = frozenset((b"off", b"of", b"false", b"fals", b"fal", b"fa", b"f", b"no", b"n", b"0"))
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A session that is asked for. `upstream`: the database's user; `user`: whom the client named."""
+
+    user: str
+    upstream: str
+    database: str
+    parameters: Mapping[str, str] = field(repr=False)  # by lower-case name, as sent
+    packet: bytes = field(repr=False)  # what the database gets
+    minor: int
+    lowered: bool  # the client asked for a later protocol than is spoken here
+
+    @property
+    def where(self) -> Where:
+        return Where(self.upstream, self.database, self.parameters)
+
+    def head(self, auth: str) -> dict[str, str]:
+        """For the record; `auth`: how the client is known."""
+        head = {"user": self.user, "database": self.database, "protocol": f"3.{self.minor}", "auth": auth}
+        if self.upstream != self.user:
+            head["db-user"] = self.upstream
+        for name in _RECORDED:
+            if self.parameters.get(name):
+                head[name] = _printable(self.parameters[name][:MAX_HEAD])
+        return head
+
+
+def read_login(startup: StartupMessage, custody: Custody) -> Login:
+    """Raises AuthRefused: a name the server would cut off or that is no text, replication, a double."""
+    user = _name(startup.get(b"user") or b"", "user")
+    if not user:
+        raise AuthRefused("28000", "no-user", "no PostgreSQL user name specified in startup packet")
+    _check_replication(startup)
+    database = _name(startup.get(b"database") or b"", "database") or user
+    upstream = custody.user if custody.user is not None else user
+    parameters: dict[str, str] = {}
+    for name, value in startup.parameters:
+        key = name.decode("utf-8", "surrogateescape").lower()
+        if key in parameters:
+            raise AuthRefused("08P01", "startup-parameters", "the same startup parameter twice")
+        parameters[key] = value.decode("utf-8", "surrogateescape")
+    parameters.update(user=upstream, database=database)
+    minor = min(startup.minor, MAX_MINOR)
+    packet = startup.raw
+    if upstream != user or minor != startup.minor:
+        forwarded = dict(startup.parameters)
+        forwarded[b"user"], forwarded[b"database"] = upstream.encode(), database.encode()
+        packet = startup_message(minor, forwarded)
+    return Login(user, upstream, database, parameters, packet, minor, minor != startup.minor)
+
+
+def lower_version() -> bytes:
+    """NegotiateProtocolVersion: 3.2 is the latest here."""
+    return message(Back.NEGOTIATE_VERSION, (3 << 16 | MAX_MINOR).to_bytes(4, "big") + bytes(4))
+
+
+def startup_operation(engine: str, guard: str, size: int) -> Operation:
+    """To open a session is a session operation: a handshake, as with the other engines."""
+    return _operation(engine, guard, STARTUP, size)
+
+
+def cancel_operation(engine: str, guard: str, cancel: CancelRequest) -> Operation:
+    return _operation(engine, guard, CANCEL, len(cancel.raw))
+
+
+def _operation(engine: str, guard: str, method: str, size: int) -> Operation:
+    return Operation(
+        engine=engine, guard=guard, method=method, actions=frozenset({Action.SESSION}), bytes=size
+    )
+
+
+def _check_replication(startup: StartupMessage) -> None:
+    """Anything but a plain no (as parse_bool of the server reads it) may be a walsender."""
+    value = startup.get(b"replication")
+    if value is not None and value.lower() not in _NO:
+        text = "replication is not judged here: it needs a rule with `tunnel` for this caller"
+        raise AuthRefused("42501", "replication", text)
+
+
+def _name(value: bytes, what: str) -> str:
+    if len(value) > MAX_NAME:
+        # The server would cut it off, and so open another one's session than was judged.
+        raise AuthRefused("08P01", "name-too-long", f"the name of a {what} has at most {MAX_NAME} bytes")
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        raise AuthRefused("08P01", "name-encoding", f"the name of the {what} is not UTF-8") from None
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
