@@ -27,7 +27,9 @@ MAX_VIEW: Final = 64 * 1024
 def collection_name(schema: str, name: str) -> str:
     """As policy names it: "documents" in public, else "app.documents"; a part with a dot is quoted."""
     parts = (name,) if schema == "public" else (schema, name)
-    return ".".join(f'"{part}"' if "." in part or '"' in part else part for part in parts)
+    return ".".join(
+        '"' + part.replace('"', '""') + '"' if "." in part or '"' in part else part for part in parts
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,6 +123,7 @@ class Output:
 
 # What a statement touches.
 
+Change = Literal["catalog", "path", "role"]
 Use = Literal["read", "insert", "update", "delete", "merge", "copy-in", "copy-out", "truncate", "lock", "ddl"]
 
 
@@ -161,6 +162,8 @@ class Write:
     expression of its own (SET (a, b) = (SELECT ...)) has the path of the whole."""
     conflict: Path | None = None  # of the OnConflictClause
     conflict_columns: tuple[str, ...] = ()  # columns that ON CONFLICT DO UPDATE sets
+    flows: frozenset[Origin] = frozenset()  # columns of relations whose values go into what is written
+    flows_opaque: bool = False  # ... and anything else may
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +220,7 @@ class Statement:
     writes: tuple[Write, ...] = ()
     calls: tuple[Call, ...] = ()  # those that make it unknown, admin or writing
     parameters: frozenset[int] = frozenset()  # numbers of $n in it
+    collections: frozenset[str] = frozenset()  # as policy names them; "*" with `everything`
     relations: frozenset[Relation] = frozenset()  # all it touches, also beneath views
     everything: bool = False  # it may touch relations that nothing in it names: collections are *
     carries_filter: bool = True  # every row it reaches is reached through a reference that can be narrowed
@@ -230,6 +234,8 @@ class Statement:
     row_lock: bool = False  # SELECT ... FOR UPDATE/SHARE
     analyze: bool = False  # EXPLAIN ANALYZE
     setting: tuple[str, str | None] | None = None  # SET name = value, lower case; None: not a constant, RESET
+    changes: frozenset[Change] = frozenset()  # what is to be learnt anew after it
+    copies: Literal["in", "out"] | None = None  # COPY over this connection
 
 
 @dataclass(frozen=True, slots=True)
