@@ -17,6 +17,7 @@ from agent.cli.settings import Settings
 if TYPE_CHECKING:
     from agent.evidence.views import Exchange, Session
     from policy.context import GuardContext
+    from policy.combine import RecordDefaults
     from policy.document import Document
     from policy.model import Operation, Subject
 
@@ -48,6 +49,17 @@ def _context(settings: Settings) -> GuardContext:
             "the policy is checked against the guards of the configuration",
             lines=True,
         ) from None
+
+
+def _defaults(settings: Settings) -> RecordDefaults:
+    """What is recorded where no rule says: the configuration's, or the built-in where there is none."""
+    from agent.config import load_config
+    from policy.combine import RecordDefaults
+
+    if settings.config is None and not settings.config_file.exists():
+        return RecordDefaults()
+    evidence = load_config(settings.config_file).evidence  # `_context` has read it without a problem
+    return RecordDefaults(evidence.level, evidence.mode)
 
 
 def _load(settings: Settings, files: Sequence[Path]) -> Document:
@@ -178,7 +190,8 @@ def explain(
             raise Fail("nothing to explain", "give --session ID, or --who or --pid, and --what", Code.USAGE)
     except PolicyError as error:
         raise Fail(str(error), None, Code.USAGE, lines=True) from None
-    found = trace(Policy(document.rules), subject, with_engine(operation, engines), time.time())
+    rules = Policy(document.rules, _defaults(settings))
+    found = trace(rules, subject, with_engine(operation, engines), time.time())
     if as_json or settings.json:
         more = {"recorded": recorded} if recorded is not None else {}
         print_json(found.as_dict() | more | (_process_facts(subject) if pid is not None else {}))

@@ -166,6 +166,17 @@ def test_another_policy_than_the_recorded_one_is_said_so(tmp_path: Path, policy:
     assert "cut: top_k to 4" in out
 
 
+def test_what_no_rule_says_of_the_record_is_the_configurations(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text(RULES)
+    guards = "guards:\n  - {name: docs, engine: chroma, ports: [8000]}\n"
+    (tmp_path / "v.yaml").write_text(f"{guards}evidence: {{level: hashes, mode: best-effort}}\n")
+    asked = ["--who", "cwd=/srv", "--what", "action=search", "--what", "guard=docs", "--json"]
+    command = ["-c", str(tmp_path / "v.yaml"), "policy", "explain", str(tmp_path / "rules.yaml"), *asked]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output)["record"] == {"level": "hashes", "mode": "best-effort"}
+
+
 def test_a_remote_caller_is_judged_by_its_address(tmp_path: Path, policy: Policy) -> None:
     remote = Subject(
         Attribution.REMOTE, remote="10.0.0.9", null_reason={"pid": "the caller is on another host"}
