@@ -17,6 +17,7 @@ from agent.evidence.recorder import Presented, Recorder
 from agent.evidence.segment import SegmentFile
 from agent.messages import NeedSegment, Present, Segment, Welcome, WorkerMessage
 
+CARD_WAIT = 0.02  # seconds in which who came and went is written with the next block, or in its own
 CLOSE_TIMEOUT = 2.0  # seconds a disk may take for the last frames
 Spawn = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -73,6 +74,9 @@ class EvidenceStream:
         def schedule(work: Callable[[], None]) -> None:
             loop.call_soon(work)
 
+        def later(work: Callable[[], None]) -> None:
+            loop.call_later(CARD_WAIT, work)
+
         self._recorder = Recorder(
             welcome.stream,
             first,
@@ -80,6 +84,7 @@ class EvidenceStream:
             host=welcome.host,
             boot=welcome.boot,
             schedule=schedule,
+            later=later,
             sync=self._sync,
             need_spare=lambda: self._say(NeedSegment()),
         )

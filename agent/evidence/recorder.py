@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -29,8 +28,9 @@ from agent.evidence.framing import body_bytes, cut_body, frame_of
 from agent.evidence.losses import Losses
 from agent.evidence.pack import Group, Put
 from agent.evidence.plain import plain_card, plain_frame
-from agent.evidence.segment import SEGMENT_AGE, SEGMENT_BYTES, SegmentFile
+from agent.evidence.segment import SegmentFile
 from agent.evidence.stream import StreamWriter
+from agent.evidence.thresholds import DEFAULTS, Thresholds
 from agent.protocols.session import Record
 from policy.model import RecordMode
 
@@ -38,18 +38,6 @@ Release = Callable[[bool], None]
 Schedule = Callable[[Callable[[], None]], None]
 since_boot: Callable[[], int] = partial(time.clock_gettime_ns, time.CLOCK_BOOTTIME)
 Pressure = Literal["ok", "alert", "meta", "full"]
-
-
-@dataclass(frozen=True, slots=True)
-class Thresholds:
-    """Bounds of one recorder, each with its consequence."""
-
-    unsigned_frames: int = 65_536  # beyond: strict releases are False, frames become losses
-    unsigned_age: int = 60 * 10**9  # ns, the same
-    segment_bytes: int = SEGMENT_BYTES
-    segment_age: int = SEGMENT_AGE
-    queue_bytes: int = 8 * 1024 * 1024  # best-effort bodies waiting for their turn; beyond: lost
-    gap_every: int = 10 * 10**9  # ns between GAP frames while recording stays impossible
 
 
 class Presented(NamedTuple):
@@ -73,11 +61,12 @@ class Recorder:
         host: str,
         boot: str,
         schedule: Schedule,
+        later: Schedule | None = None,
         sync: Sync | None = None,
         need_spare: Callable[[], None] = lambda: None,
         wall: Callable[[], int] = time.time_ns,
         up: Callable[[], int] = since_boot,
-        thresholds: Thresholds = Thresholds(),
+        thresholds: Thresholds = DEFAULTS,
     ) -> None:
         self.stream = stream
         self._seen = self._recorded = self._dropped = 0
@@ -97,7 +86,7 @@ class Recorder:
             segment_age=thresholds.segment_age,
         )
         self._durability = GroupSync(self._writer, sync)
-        self._schedule = schedule
+        self._schedule, self._later = schedule, later or schedule
         self._wall, self._up = wall, up
         self._thresholds = thresholds
         self._unsigned: deque[Presented] = deque()
@@ -106,7 +95,7 @@ class Recorder:
         self._last_gap = 0
         self._groups: list[Group] = [Group()]
         self._refused: list[tuple[Release, bool]] = []
-        self._scheduled = False
+        self._scheduled = self._resting = False
         self._cards: dict[str, dict[str, Any]] = {}  # of open sessions, repeated in every segment
         self._lost_cards: set[str] = set()
 
@@ -130,7 +119,7 @@ class Recorder:
             return
         frame = SessionFrame(at=self._wall(), up=self._up(), session=session, card=card, again=again)
         self._groups[-1].frames.append(frame)
-        self._soon()
+        self._by_and_by()
 
     def close_session(self, session: str, summary: Mapping[str, Any]) -> None:
         self._cards.pop(session, None)
@@ -141,7 +130,7 @@ class Recorder:
             return
         frame = SessionEndFrame(at=self._wall(), up=self._up(), session=session, summary=plain_card(summary))
         self._groups[-1].frames.append(frame)
-        self._soon()
+        self._by_and_by()
 
     def put(self, session: str, records: Sequence[Record], mode: RecordMode, release: Release) -> None:
         """Take records of one session; `release` is called on a later turn, once.
@@ -396,3 +385,14 @@ class Recorder:
         if not self._scheduled:
             self._scheduled = True
             self._schedule(self.flush)
+
+    def _by_and_by(self) -> None:
+        """A frame that nothing waits for: it leaves with the next block, or after a moment in its own."""
+        if not self._scheduled and not self._resting:
+            self._resting = True
+            self._later(self._rested)
+
+    def _rested(self) -> None:
+        self._resting = False
+        if any(group.frames for group in self._groups):
+            self.flush()

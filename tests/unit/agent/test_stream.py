@@ -13,8 +13,8 @@ import pytest
 
 from agent.evidence.segment import create_segment, new_stream_id
 from agent.messages import Present, Segment, Welcome
-from agent.stream import EvidenceStream
-from tests.unit.agent.turning import run, turns
+from agent.stream import CARD_WAIT, EvidenceStream
+from tests.unit.agent.turning import pass_time, run, run_still, turns
 
 
 def test_segments_of_a_stream_that_never_began_are_not_written_to(tmp_path: Path) -> None:
@@ -30,9 +30,11 @@ def test_segments_of_a_stream_that_never_began_are_not_written_to(tmp_path: Path
         stream.begin(Welcome(new, "host-1", "boot-1", 0))
         stream.recorder.open_session("s", {"session": "s"})
         await turns()
+        assert (tmp_path / new / "000001.seg").stat().st_size == 0, "nothing waits for a card"
+        await pass_time(CARD_WAIT)
         stream.recorder.release_files()
 
-    run(story)
+    run_still(story)
     assert (tmp_path / old / "000001.seg").stat().st_size == 0
     assert new.encode() in (tmp_path / new / "000001.seg").read_bytes()
     held = [os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd") if _exists(n)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.evidence.recorder import Thresholds
+from agent.evidence.thresholds import Thresholds
 from tests.unit.evidence.host import Host
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from agent.evidence.ledger import Ledger
-from agent.evidence.recorder import Recorder, Thresholds
+from agent.evidence.recorder import Recorder
 from agent.evidence.segment import SegmentFile, create_segment, new_stream_id
+from agent.evidence.thresholds import Thresholds
 from agent.protocols.session import Abort, Chunk, Intent, Record, Result
 from policy.model import Action, Operation, RecordMode, Verdict
 

@@ -20,10 +20,11 @@ from agent.evidence.frames import (
     RecoveredFrame,
     ResultFrame,
     SegmentFrame,
+    SessionEndFrame,
     SessionFrame,
 )
-from agent.evidence.recorder import Thresholds
 from agent.evidence.segment import list_segments
+from agent.evidence.thresholds import Thresholds
 from agent.evidence.verify import verify
 from tests.unit.evidence.host import Host, Worker, abort, chunk, intent, result
 
@@ -345,3 +346,26 @@ def test_an_exchange_without_a_result_is_reported_as_unknown(host: Host) -> None
     assert [(x.session, x.n) for x in report.audit.unknown] == [("s1", 2)]
     assert report.audit.missing == [("s1", 4, 4)]
     assert report.exit_code == 0
+
+
+def test_cards_and_ends_leave_with_the_next_block_or_after_a_moment(host: Host) -> None:
+    worker = host.worker()
+    moments: list[Any] = []
+    worker.recorder._later = moments.append
+    worker.recorder.open_session("s1", {"session": "s1"})
+    worker.recorder.open_session("s2", {"session": "s2"})
+    worker.turn()
+    assert (frames(worker), len(moments)) == ([], 1)
+    worker.put(intent(1))
+    worker.turn()
+    assert [type(frame) for frame in frames(worker)[1:]] == [SessionFrame, SessionFrame, IntentFrame]
+    written = len(frames(worker))
+    moments.pop()()
+    assert len(frames(worker)) == written, "no block of nothing"
+    worker.recorder.close_session("s1", {})
+    moments.pop()()
+    assert type(frames(worker)[-1]) is SessionEndFrame
+    worker.recorder.close_session("s2", {})
+    worker.recorder.close("stop")
+    assert [type(frame) for frame in frames(worker)[-2:]] == [SessionEndFrame, CloseFrame]
+    moments.pop()()

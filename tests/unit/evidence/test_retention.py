@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from agent.evidence.ledger import LedgerError
-from agent.evidence.recorder import Thresholds
 from agent.evidence.recovery import recover_streams
 from agent.evidence.retention import Reserve, disk_pressure, read_holds, retain
 from agent.evidence.segment import list_segments
+from agent.evidence.thresholds import Thresholds
 from agent.evidence.verify import verify
 from tests.unit.evidence.host import Host, Worker
 
