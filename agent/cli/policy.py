@@ -16,8 +16,8 @@ from agent.cli.settings import Settings
 
 if TYPE_CHECKING:
     from agent.evidence.views import Exchange, Session
-    from policy.context import GuardContext
     from policy.combine import RecordDefaults
+    from policy.context import GuardContext
     from policy.document import Document
     from policy.model import Operation, Subject
 
