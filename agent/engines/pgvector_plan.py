@@ -68,7 +68,7 @@ class _Making:
         is_plain = True
         for at, column in enumerate(columns):
             cells = self._cells(column)
-            if not cells and at < len(outputs):
+            if at < len(outputs) and self._treatment(column.table, column.attribute) is None:
                 self._tell(outputs[at], each)
             is_plain &= not cells
             if self._texts is not None and (texts := self._texts.cell(column.type, column.format == 1)):
@@ -126,14 +126,20 @@ class _Making:
 
     def _tell(self, output: Output, each: Counter[tuple[str, str]]) -> None:
         """What the database left out of this column already, for evidence."""
+        found: set[tuple[str, str]] = set()
         for origin in output.origins:
             if origin.via == "distance" and self._hidden.scores is not None:
-                each["scores", f"{self._hidden.scores} digits"] = 1
-            if origin.via in ("column", "value"):
-                found = self._hidden.origin(origin, self._known)
-                if found is not None and found.what:
-                    each[found.what, found.told] += 1
-                    return
+                found.add(("scores", f"{self._hidden.scores} digits"))
+            if origin.via not in ("column", "value"):
+                continue
+            if origin.attribute or origin.relation not in self._known:
+                treatment = self._hidden.origin(origin, self._known)
+                found |= {(treatment.what, treatment.told)} if treatment is not None else set()
+            else:  # the whole row
+                columns = self._hidden.columns(self._known[origin.relation], self._known)
+                found |= {(one.what, one.told) for one in columns.values()}
+        for what in found:
+            each[what] += 1
 
     def _keyed(self, origins: Sequence[tuple[int, int]]) -> set[int]:
         """Columns that together are the primary key of the first relation whose key is there whole."""

@@ -99,7 +99,10 @@ class _Bringing:
 
     def run(self) -> bool:
         """Whether the tree changed."""
-        mine = [one for one in self._references if not one.system]
+        # What CREATE makes is not there yet.
+        mine = [
+            one for one in self._references if not (one.system or (one.use == "ddl" and one.relation is None))
+        ]
         self._check_system()
         if not mine:
             return False
@@ -234,7 +237,7 @@ class _Bringing:
 
     def _check_copies(self) -> None:
         """Rows must not be written elsewhere without what an answer would have been without."""
-        reads = [one for one in self._references if one.use == "read" and not one.system]
+        reads = [one for one in self._references if one.use == "read" and one.relation is not None]
         if not reads or not self._writes():
             return
         if self._hidden.pii:

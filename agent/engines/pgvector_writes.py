@@ -84,8 +84,8 @@ def _check_hidden(
     names = {one.name: treatments[one.number] for one in relation.columns if one.number in treatments}
     aliases = {reference.alias, "old", "new", "excluded", *_returning_aliases(body)}
     returning = body.get("returningClause", {})
-    bare = _bare(returning) if outermost else ()
-    skipped = {id(one) for one in bare}
+    columns = {one.name for one in relation.columns} | {"*"}
+    skipped = {id(one) for one in _bare(returning, columns)} if outermost else set()
     for name, part in body.items():
         if name == "withClause":
             continue
@@ -106,10 +106,12 @@ def _returning_aliases(body: Node) -> Iterator[str]:
             yield inner["value"]
 
 
-def _bare(returning: Node) -> Iterator[Node]:
+def _bare(returning: Node, columns: set[str]) -> Iterator[Node]:
+    """Outputs that are a column or a star, and not the row."""
     for one in returning.get("exprs", ()):
         value = one.get("ResTarget", {}).get("val")
-        if nodes.kind_of(value)[0] == "ColumnRef":
+        kind, inner = nodes.kind_of(value)
+        if kind == "ColumnRef" and nodes.names_of(inner["fields"])[-1] in columns:
             yield value
 
 
