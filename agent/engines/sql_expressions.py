@@ -134,7 +134,7 @@ def _field(facts: Facts, item: Item, name: str) -> Value:
     if name in SYSTEM_COLUMNS and (item.relation is not None or item.system):
         return NOTHING
     if item.open is not None and (item.system or not _may_call(facts, name)):
-        return item.open
+        return item.other(name)
     if name not in PURE or facts.scope.function(None, name) is not True:
         facts.puzzle(f"{name!r} is neither a column nor a function that is known")
     return item.whole
@@ -207,8 +207,8 @@ def _distance(walker: Walker, operands: list[tuple[Node, Path]], frame: Frame) -
     values = [(node, expression(walker, node, frame, at)) for node, at in operands]
     facts = walker.facts
     facts.distances += 1
-    columns = [any(one.vector for one in value.origins) or value.opaque for _, value in values]
-    for (node, value), is_column in zip(values, columns, strict=True):
+    columns = [_of_vectors(facts, node, value) for node, value in values]
+    for (node, _), is_column in zip(values, columns, strict=True):
         if is_column:
             continue
         if has_column(node):  # from rows that hold no vectors themselves: as many as there are rows
@@ -225,6 +225,12 @@ def _distance(walker: Walker, operands: list[tuple[Node, Path]], frame: Frame) -
         if any(columns)
         else through(union(value for _, value in values), "distance")
     )
+
+
+def _of_vectors(facts: Facts, node: Node, value: Value) -> bool:
+    """Whether an operand is a column of vectors; without a catalog, any column."""
+    guessed = facts.scope.guess and has_column(node)
+    return guessed or value.opaque or any(one.vector for one in value.origins)
 
 
 # Calls.

@@ -77,7 +77,7 @@ def refer(
         value = Value(frozenset({Origin(0, 0, ANY_COLLECTION, False, "column")}), opaque=True)
         if not scope.guess:
             facts.puzzle(f"there is no relation {written!r} that is known")
-        return Item(called, [], None if alias else schema, open=value)
+        return Item(called, [], None if alias else schema, open=value, guessed=scope.guess)
     facts.touch(relation)
     cells: list[Cell] = [(cell, Value(origins, opaque)) for cell, origins, opaque in scope.columns(relation)]
     return Item(called, renamed(cells, alias), None if alias else relation.schema, relation)

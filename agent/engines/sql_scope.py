@@ -101,6 +101,7 @@ class Item:
     relation: Relation | None = None
     open: Value | None = None
     system: bool = False
+    guessed: bool = False  # a relation without a catalog: any name may be a column of it
     starless: bool = False  # the alias of USING: it adds nothing to a star
     used: frozenset[str] = frozenset()  # columns that USING took: they are in `Frame.merged` instead
     rows: Rows | None = None  # of a subquery: how many it gives
@@ -108,6 +109,12 @@ class Item:
     def find(self, name: str) -> Value | None:
         found = [value for cell, value in self.cells if cell == name]
         return union(found) if found else None
+
+    def other(self, name: str) -> Value:
+        """A column that `cells` does not name, of an entry that is open."""
+        if self.guessed:
+            return Value(frozenset({Origin(0, 0, name, False, "column")}))
+        return self.open or NOTHING
 
     @property
     def whole(self) -> Value:
@@ -242,7 +249,7 @@ def look_up(facts: Facts, frame: Frame, name: str) -> Value:
             return union((*found, *maybe))
         if name in SYSTEM_COLUMNS and any(item.relation or item.system for item in level.items):
             return union(maybe)
-        maybe += [item.open for item in level.items if item.open is not None]
+        maybe += [item.other(name) for item in level.items if item.open is not None]
     for level in frame.levels():
         for item in level.items:
             if item.name == name:

@@ -135,6 +135,8 @@ _TRANSACTIONS: Final = {
     "TRANS_STMT_ROLLBACK_TO": "ROLLBACK TO", "TRANS_STMT_PREPARE": "PREPARE TRANSACTION",
     "TRANS_STMT_COMMIT_PREPARED": "COMMIT PREPARED", "TRANS_STMT_ROLLBACK_PREPARED": "ROLLBACK PREPARED",
 }  # fmt: skip
+ENDS: Final = frozenset({"COMMIT", "ROLLBACK", "ROLLBACK TO"})
+"""What may bring back a search path or a role that was set before (docs, SET)."""
 _MULTI: Final = ("TRANSACTION", "SESSION CHARACTERISTICS", "TRANSACTION SNAPSHOT")
 _NAMED_OBJECTS: Final = frozenset({
     "OBJECT_TABLE", "OBJECT_VIEW", "OBJECT_MATVIEW", "OBJECT_FOREIGN_TABLE", "OBJECT_SEQUENCE",
@@ -207,7 +209,7 @@ def _transaction(facts: Facts, node: Node) -> tuple[str, frozenset[Change]]:
     if command in ("PREPARE TRANSACTION", "COMMIT PREPARED", "ROLLBACK PREPARED"):
         facts.act(Action.ADMIN)
         return command, CATALOG
-    return command, frozenset({"path", "role"}) if command.startswith("ROLLBACK") else frozenset()
+    return command, frozenset({"path", "role"}) if command in ENDS else frozenset()
 
 
 def _set(facts: Facts, node: Node) -> tuple[str, frozenset[Change]]:

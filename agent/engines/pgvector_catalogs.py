@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The catalogs that a worker's connections to one guard share, and the texts they have read.
+
+Owns how long a catalog may be believed, and the bounds of the cache of readings. A catalog is shared only
+when it was told outside of any transaction: inside, it may be an old snapshot, or what is rolled back later.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeVar
+
+from agent.engines.sql_catalog import Catalog
+
+BELIEVED: Final = 30.0
+"""Seconds until the next connection to that database asks whether the catalog still stands."""
+MAX_CACHED: Final = 8192
+MAX_CACHED_BYTES: Final = 64 * 1024 * 1024
+"""Bytes of all readings kept, by `weight`; half of each bound is a generation."""
+MAX_CACHED_TEXT: Final = 64 * 1024
+_FIXED, _PER_BYTE = 4000, 120
+"""What a reading takes, measured: a tree of dicts is about 100 times its text."""
+MAX_SCOPES: Final = 4096
+
+Value = TypeVar("Value")
+
+
+def weight(text: str) -> int:
+    return _FIXED + _PER_BYTE * len(text)
+
+
+class Cache(Generic[Value]):
+    """Readings by (scope, text), in two generations: what is not asked for twice is forgotten first."""
+
+    __slots__ = ("_bytes", "_old", "_young")
+
+    def __init__(self) -> None:
+        self._young: dict[tuple[int, str], Value] = {}
+        self._old: dict[tuple[int, str], Value] = {}
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._young) + len(self._old)
+
+    def get(self, key: tuple[int, str]) -> Value | None:
+        found = self._young.get(key)
+        if found is None:
+            found = self._old.get(key)
+            if found is not None:
+                del self._old[key]
+                self.put(key, found)
+        return found
+
+    def put(self, key: tuple[int, str], value: Value) -> None:
+        if len(key[1]) > MAX_CACHED_TEXT:
+            return
+        self._bytes += weight(key[1])
+        if self._bytes > MAX_CACHED_BYTES // 2 or len(self._young) >= MAX_CACHED // 2:
+            self._old, self._young, self._bytes = self._young, {}, weight(key[1])
+        self._young[key] = value
+
+
+@dataclass(slots=True)
+class Shared:
+    """The catalog of one database, and when it was last found to stand."""
+
+    catalog: Catalog
+    checked: float
+    stale: bool = False
+
+
+@dataclass(slots=True)
+class Catalogs(Generic[Value]):
+    """All that the connections of one guard share in a worker. `clock` gives monotonic seconds."""
+
+    clock: Callable[[], float]
+    cache: Cache[Value] = field(default_factory=Cache)
+    shared: dict[str, Shared] = field(default_factory=dict)
+    _scopes: dict[tuple[int, tuple[str, ...]], int] = field(default_factory=dict)
+    _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+
+    def number(self) -> int:
+        """One that was not given before."""
+        return next(self._numbers)
+
+    def scope(self, catalog: Catalog, path: tuple[str, ...]) -> int:
+        """The number of a catalog seen by a path: connections that stand alike share their readings."""
+        key = (catalog.number, path)
+        number = self._scopes.get(key)
+        if number is None:
+            if len(self._scopes) >= MAX_SCOPES:
+                self._scopes.clear()
+            number = self._scopes[key] = self.number()
+        return number
+
+    def find(self, database: str) -> Catalog | None:
+        held = self.shared.get(database)
+        return None if held is None else held.catalog
+
+    def is_due(self, database: str) -> bool:
+        """Whether somebody should ask if the catalog still stands."""
+        held = self.shared.get(database)
+        return held is not None and (held.stale or self.clock() - held.checked > BELIEVED)
+
+    def stands(self, database: str, fingerprint: str) -> bool:
+        """The fingerprint of this moment, told outside of a transaction: True where nothing has changed."""
+        held = self.shared.get(database)
+        if held is None or held.catalog.fingerprint != fingerprint:
+            return False
+        held.checked, held.stale = self.clock(), False
+        return True
+
+    def put(self, database: str, catalog: Catalog) -> None:
+        self.shared[database] = Shared(catalog, self.clock())
+
+    def doubt(self, database: str) -> None:
+        """Somebody changed the database through us."""
+        held = self.shared.get(database)
+        if held is not None:
+            held.stale = True
