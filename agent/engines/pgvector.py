@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from agent.engines import pgvector_describe, pgvector_errors, pgvector_plan, pgvector_rewrite, pgvector_writes
+from agent.engines import pgvector_describe, pgvector_errors, pgvector_writes
 from agent.engines import sql_catalog_queries as queries
 from agent.engines import sql_catalog_read as reading_of
 from agent.engines.pgvector_catalogs import Catalogs
 from agent.engines.pgvector_hidden import Hidden
+from agent.engines.pgvector_kept import Kept
 from agent.engines.pgvector_limits import clamp_of
 from agent.engines.pgvector_reading import ENGINE, PgReading, operation
 from agent.engines.sql_catalog import EMPTY, Catalog, Scope
@@ -60,12 +61,13 @@ class Remembered:
 
 class PgvectorEngine:
     name = ENGINE
-    masked_fields_known: frozenset[str] = frozenset()  # any column may be named
+    masked_fields_known = frozenset({"*"})  # any column may be named
 
     def __init__(self, guard: str, *, hmac_key: bytes, clock: Callable[[], float]) -> None:
         self._guard = guard
         self.key = hmac_key
         self.clock = clock
+        self.kept = Kept(hmac_key)
         self.catalogs: Catalogs[PgReading] = Catalogs(clock)
 
     def converse(self, guard: str, where: Where) -> PgvectorConversation:
@@ -237,7 +239,7 @@ class PgvectorConversation:
         ours = _ours(reading)
         under = (Hidden.of(verdict), clamp_of(verdict))
         self._same_as_prepared(ours, under)
-        made = pgvector_rewrite.rewrite(ours.resolved, verdict, self._engine.key)
+        made = self._engine.kept.rewrite(ours.resolved, verdict)
         if not REMEMBERED.isdisjoint(ours.methods):
             if len(self._under) >= MAX_REMEMBERED:
                 self._under.clear()
@@ -268,7 +270,7 @@ class PgvectorConversation:
     ) -> Plan:
         ours = _ours(rewriting.reading)
         vectors = self._scope.catalog.vectors
-        return pgvector_plan.make_plan(ours.resolved, statement, columns, verdict, vectors, self._engine.key)
+        return self._engine.kept.plan(ours.resolved, statement, columns, verdict, vectors)
 
     # What happened.
 

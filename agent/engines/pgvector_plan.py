@@ -17,7 +17,7 @@ from agent.engines import pgvector_values as values
 from agent.engines.pgvector_cells import Cell, Texts, chain, check, hide
 from agent.engines.pgvector_copy import CopyPlan, copy_form
 from agent.engines.pgvector_hidden import Hidden, Treatment
-from agent.engines.pgvector_rewrite import known_relations
+from agent.engines.pgvector_reach import known_relations
 from agent.engines.pgvector_rows import RowPlan, Step
 from agent.engines.pgvector_values import Shape
 from agent.engines.sql_tree import Output, Relation, Resolved, Statement, VectorKind

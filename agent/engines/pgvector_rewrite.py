@@ -20,6 +20,7 @@ from agent.engines.pgvector_hidden import STATISTICS, Hidden, Treatment
 from agent.engines.pgvector_level import Level, distances, examples, round_distances
 from agent.engines.pgvector_limits import clamp, clamp_of
 from agent.engines.pgvector_nodes import BODIES, WRAPPERS, Node
+from agent.engines.pgvector_reach import inward, known, known_relations, references_of
 from agent.engines.pgvector_wrap import Names, Wrap, replace, shown_names
 from agent.engines.pgvector_writes import bring_writes
 from agent.engines.sql_parse import ParseFailure, copy, deparse, find
@@ -30,8 +31,6 @@ from policy.model import Verdict
 MAX_SHOWN: Final = 100  # characters of a name of the client's in a message
 _VIEWS: Final = frozenset({"v", "m"})
 _CHANGES: Final = frozenset({"insert", "update", "delete", "merge"})
-_BY_NAME: Final = frozenset({"EXECUTE", "FETCH", "MOVE"})
-"""What they run was brought under a verdict when it was prepared or declared."""
 _HARMLESS: Final = frozenset({"lock", "truncate"})
 """Uses that show nothing of a column; truncate is refused under a filter all the same."""
 
@@ -73,17 +72,6 @@ def rewrite(resolved: Resolved, verdict: Verdict, key: bytes) -> Rewritten:
         raise Refusal("rewrite", f"the statement cannot be brought under the policy: {error}") from None
 
 
-def known_relations(statement: Statement) -> dict[int, Relation]:
-    """Relations by OID, of all that a statement touches."""
-    known = {one.oid: one for one in statement.relations}
-    if statement.inner is not None:
-        known |= known_relations(statement.inner)
-    for reference in statement.references:
-        if reference.relation is not None:
-            known[reference.relation.oid] = reference.relation
-    return known
-
-
 class _Bringing:
     """One statement on its way under the columns and filters of a verdict."""
 
@@ -93,7 +81,7 @@ class _Bringing:
         self._hidden = hidden
         self._names = names
         self._known = known_relations(statement)
-        self._references = tuple(_references(statement))
+        self._references = tuple(references_of(statement))
         self._rule = hidden.filter_rules[0] if hidden.filter_rules else ""
         self._treated: dict[int, Mapping[int, Treatment]] = {}
 
@@ -125,7 +113,7 @@ class _Bringing:
         return self._treated[relation.oid]
 
     def _touches(self, reference: Reference) -> bool:
-        relation = _known(reference)
+        relation = known(reference)
         if self._hidden.filters or self._hidden.pii or self._hidden.scores is not None:
             return True
         return self._hides(relation)
@@ -171,17 +159,17 @@ class _Bringing:
         if kind in ("VacuumStmt", "ClosePortalStmt", "DeallocateStmt"):
             return
         strict = self._hidden.filters or kind == "CreateTableAsStmt"
-        hides = [one for one in touched if strict or self._hides(_known(one))]
+        hides = [one for one in touched if strict or self._hides(known(one))]
         if hides:
             raise Refusal(
                 "schema",
-                f"{self._statement.command} on {_known(hides[0]).name} could show elsewhere what the policy "
+                f"{self._statement.command} on {known(hides[0]).name} could show elsewhere what the policy "
                 "hides there",
             )
 
     def _check_probes(self) -> None:
         """No oracle: a hidden column in WHERE, ORDER BY and the like. A distance is the search itself."""
-        for statement in _inward(self._statement):
+        for statement in inward(self._statement):
             for probe in sorted(statement.probes, key=lambda one: (one.name, one.relation)):
                 if probe.via in ("distance", "count") and (probe.vector or not probe.attribute):
                     continue
@@ -195,15 +183,15 @@ class _Bringing:
 
     def _check_views(self, touched: Sequence[Reference]) -> None:
         """Through a view a column cannot be replaced: what shows a hidden one of its tables is refused."""
-        views = [one for one in touched if _known(one).kind in _VIEWS]
+        views = [one for one in touched if known(one).kind in _VIEWS]
         if not views:
             return
-        first = _known(views[0])
+        first = known(views[0])
         if self._hidden.filters:
             raise Refusal(
                 "view", f"denied by rule {self._rule}: {first.name} is a view, its rows cannot be filtered"
             )
-        for view in map(_known, views):
+        for view in map(known, views):
             bases = [self._known.get(oid) for oid in view.bases]
             hides = view.opaque or any(base is None or self.treatments(base) for base in bases)
             if hides and (self._writes() or self._shows(view)):
@@ -215,7 +203,7 @@ class _Bringing:
         """Whether an output reaches a hidden column beneath; the view's own hidden columns are replaced."""
         if view.opaque:
             return True
-        reached = [one for inner in _inward(self._statement) for one in inner.outputs or ()]
+        reached = [one for inner in inward(self._statement) for one in inner.outputs or ()]
         return any(
             output.opaque
             or any(
@@ -248,13 +236,13 @@ class _Bringing:
             )
         hidden: dict[str, Treatment] = {}
         for reference in reads:
-            relation = _known(reference)
+            relation = known(reference)
             for one in relation.columns:
                 if (found := self.treatments(relation).get(one.number)) is not None:
                     hidden[one.name] = found
             if reference.column_aliases and self.treatments(relation):
                 hidden["*"] = next(iter(self.treatments(relation).values()))
-        aliases = {one.alias for one in reads if self.treatments(_known(one))}
+        aliases = {one.alias for one in reads if self.treatments(known(one))}
         for names in _mentions(self._body()):
             is_whole = names[-1] == "*" or (len(names) == 1 and names[0] in aliases)
             found = hidden.get(names[-1]) or (next(iter(hidden.values()), None) if is_whole else None)
@@ -317,7 +305,7 @@ class _Bringing:
     def _wraps(self, touched: Sequence[Reference]) -> list[Wrap]:
         made = []
         for reference in touched:
-            relation = _known(reference)
+            relation = known(reference)
             if reference.use != "read" or (relation.kind in _VIEWS and not self.treatments(relation)):
                 continue
             place = find(self._tree, reference.sampled or reference.path)
@@ -338,7 +326,7 @@ class _Bringing:
         for reference in touched:
             if reference.use != "copy-out":
                 continue
-            relation = _known(reference)
+            relation = known(reference)
             if not (self._hidden.filters or self.treatments(relation)):
                 continue
             body = self._body()["CopyStmt"]
@@ -364,31 +352,6 @@ class _Bringing:
             )
             return True
         return False
-
-
-def _known(reference: Reference) -> Relation:
-    if reference.relation is None:  # not reached: `run` has refused already
-        raise Refusal("unresolved", f"{reference.name} is not known")
-    return reference.relation
-
-
-def _inward(statement: Statement) -> Iterator[Statement]:
-    here: Statement | None = statement
-    while here is not None:
-        yield here
-        here = here.inner
-
-
-def _references(statement: Statement) -> Iterator[Reference]:
-    """Those whose paths lead into this text: of what EXECUTE and FETCH name, none."""
-    if statement.command in _BY_NAME:
-        return
-    seen = set()
-    for one in _inward(statement):
-        for reference in one.references:
-            if reference.path not in seen:
-                seen.add(reference.path)
-                yield reference
 
 
 def _mentions(node: Any) -> Iterator[tuple[str, ...]]:

@@ -42,7 +42,7 @@ class Step:
 
 
 class RowPlan:
-    """The rows of one result. Not shared; `release` is called for each run in order."""
+    """The rows of one form of result. Between two calls of `release` it holds nothing of them."""
 
     __slots__ = ("_counts", "_each", "_ids", "_last", "_plain", "_steps", "_texts", "_width")
 
@@ -77,6 +77,7 @@ class RowPlan:
             return Released(run, run, -1)
         if self._texts is not None and self._plain and self._texts.lacks(run):
             return Released(run, run, -1)
+        self._counts.clear()
         try:
             return self._walk(run)
         except (error, IndexError) as caught:
@@ -142,7 +143,6 @@ class RowPlan:
         for what, count in self._each.items():
             self._counts[what] += count * rows
         masks = tuple(Masked(what, how, count) for (what, how), count in sorted(self._counts.items()))
-        self._counts.clear()
         if not released:
             return Released(run, run, rows, tuple(ids), cut, masks)
         rest = run[done:]
