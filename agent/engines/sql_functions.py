@@ -29,7 +29,7 @@ PURE: Final = _set(
     atan2 atan2d atand atanh bit bit_count bit_length bool box bpchar broadcast btrim bytea cardinality
     casefold cash_words cbrt ceil ceiling center char char_length character_length chr cidr circle
     clock_timestamp concat concat_ws convert convert_from convert_to cos cosd cosh cot cotd crc32 crc32c
-    current_database current_query current_schema current_schemas current_setting current_user currval date
+    current_database current_schema current_schemas current_setting current_user currval date
     date_add date_bin date_part date_subtract date_trunc datemultirange daterange decode degrees diagonal
     diameter div encode enum_first enum_last enum_range erf erfc exp extract factorial family float4 float8
     floor format format_type gamma gcd gen_random_uuid generate_series generate_subscripts get_bit get_byte
@@ -225,8 +225,7 @@ DEEDS: Final[dict[str, Deed]] = {
 _SESSION: Final = _set(
     """
     pg_type pg_range pg_enum pg_namespace pg_class pg_attribute pg_proc pg_extension pg_collation pg_database
-    pg_settings pg_language pg_am pg_opclass pg_timezone_names pg_timezone_abbrevs pg_cursors
-    pg_prepared_statements
+    pg_settings pg_language pg_am pg_opclass pg_timezone_names pg_timezone_abbrevs
     """
 )
 _SCHEMA: Final = _set(
@@ -262,7 +261,9 @@ def system_relation(schema: str, name: str) -> Action:
         return Action.SCHEMA
     if name in _ADMIN or name.startswith(("pg_stat_", "pg_statio_")):
         return Action.ADMIN
-    return Action.UNKNOWN  # pg_statistic, pg_stats (values of rows), pg_largeobject
+    # pg_statistic, pg_stats, pg_largeobject (values of rows); pg_cursors, pg_prepared_statements (texts as
+    # they were forwarded, with the values of policy's filters).
+    return Action.UNKNOWN
 
 
 # Settings.

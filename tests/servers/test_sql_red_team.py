@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tries to read a masked column or another tenant's row is refused or masked, and none of it by luck."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.servers.red_team import Client, Database, leaks, messages, texts_of
+from tests.venvs import NoVenv
+
+CASES: list[dict[str, Any]] = YAML(typ="safe").load(
+    (Path(__file__).parents[1] / "data" / "sql_red_team.yaml").read_text()
+)
+ALLOW = """
+  - id: app
+    what:
+      guard: pg
+      collection: [docs, notes, parts, contacts, titles]
+      action: [search, read, scan, count, write, delete]
+    allow: true
+  - {id: start, what: {guard: pg, action: session}, allow: true}
+"""
+DATA = "{guard: pg, action: [search, read, scan, count, write, delete]}"
+RULES = {
+    "masks": ALLOW
+    + f"""
+  - id: hide
+    what: {DATA}
+    vectors: false
+    mask: [{{field: docs.email}}, {{field: docs.phone, as: hmac}}, {{field: docs.note, as: partial}},
+      {{field: docs.salary, as: "null"}}, {{field: docs.meta.ssn}}]
+""",
+    "scores": ALLOW
+    + f"""
+  - {{id: coarse, what: {DATA}, vectors: false, mask: [{{scores: 2}}]}}
+""",
+    "tenant": ALLOW
+    + f"""
+  - {{id: own, what: {DATA}, filter: {{tenant: acme}}}}
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[Database]:
+    try:
+        made = Database()
+        with made:
+            yield made
+    except NoVenv as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="module")
+def clients(database: Database) -> Iterator[dict[str, Client]]:
+    made = {under: Client(database, rules) for under, rules in RULES.items()}
+    yield made
+    for client in made.values():
+        client.close()
+
+
+def test_the_list_is_long_enough_and_says_what_each_tried() -> None:
+    assert len(CASES) >= 60
+    assert all(case["tried"] and case["under"] in RULES for case in CASES)
+    assert all(len(case.keys() & {"refused", "masked", "filtered", "empty", "fails"}) == 1 for case in CASES)
+
+
+@pytest.mark.parametrize("under", ["masks", "tenant"])
+@pytest.mark.parametrize("extended", [False, True], ids=["text", "binary"])
+def test_the_canaries_are_found_where_no_policy_hides_them(
+    database: Database, under: str, extended: bool
+) -> None:
+    client = Client(database, ALLOW)
+    try:
+        answer = client.ask("SELECT * FROM docs", extended)
+        assert len(leaks(under, answer, "")) >= 6
+    finally:
+        client.close()
+
+
+@pytest.mark.parametrize("extended", [False, True], ids=["simple", "extended"])
+@pytest.mark.parametrize("case", CASES, ids=[f"{c['under']}-{c['tried']}" for c in CASES])
+def test_what_is_hidden_stays_hidden(
+    clients: dict[str, Client], case: dict[str, Any], extended: bool
+) -> None:
+    client = clients[case["under"]]
+    client.ask("BEGIN")
+    try:
+        for text in texts_of(case):
+            is_one = text.startswith(("COPY", "SET")) or ";" in text
+            answer = client.ask(text, extended and not is_one)
+            assert leaks(case["under"], answer, text) == []
+    finally:
+        client.ask("ROLLBACK")
+        client.ask("DEALLOCATE ALL")
+    error = answer.fields()
+    last = answer.intents[-1]
+    if "refused" in case:
+        assert error.get("C") == "42501", error
+        assert case["refused"] in error["M"]
+        assert last.verdict.outcome == "deny"
+        assert case["refused"] in last.verdict.message
+        assert answer.rows == 0
+        return
+    assert last.verdict.outcome == "allow"
+    assert error.get("C") == case.get("fails"), error
+    if "fails" in case:
+        assert set(error) <= set("SVCMRctdns")
+        return
+    if "masked" in case:
+        assert case["masked"] in answer.masks
+        assert answer.rows > 0
+    elif "empty" in case:
+        assert answer.rows == 0
+    else:
+        assert last.verdict.filters == (("tenant", "acme"),)
+
+
+@pytest.mark.parametrize("extended", [False, True], ids=["simple", "extended"])
+def test_search_goes_on_where_vectors_are_hidden(clients: dict[str, Client], extended: bool) -> None:
+    text = "SELECT id, title, embedding <=> '[1,2,3,4,5,6,7,8]' AS d FROM docs ORDER BY d LIMIT 2"
+    answer = clients["masks"].ask(text, extended)
+    assert answer.fields() == {}
+    assert answer.rows == 2
+    assert len(answer.results[-1].ids) == 2
+    alike = clients["masks"].ask(
+        "SELECT id FROM docs ORDER BY embedding <-> (SELECT embedding FROM docs WHERE id = 2) LIMIT 1",
+        extended,
+    )
+    assert alike.results[-1].ids == ("2",)
+
+
+def test_a_restricted_search_uses_the_index_that_it_used_before(database: Database) -> None:
+    """What the wrapped statement is planned as: the rewriting must not cost the index."""
+    client = Client(database, RULES["masks"])
+    try:
+        text = "SELECT *, embedding <=> '[1,2,3,4,5,6,7,8]' AS d FROM docs ORDER BY d LIMIT 2"
+        assert client.ask(text).fields() == {}
+        (forwarded,) = [held.text for _, held in client.engine.kept._texts.values() if held.changed]
+    finally:
+        client.close()
+    plain = Client(database, ALLOW + "  - {id: all, what: {guard: pg}, allow: true}\n")
+    try:
+        plain.ask("SET enable_seqscan = off")
+        plan = b"\n".join(
+            body for kind, body in messages(plain.ask(f"EXPLAIN {forwarded}").data) if kind == b"D"
+        )
+    finally:
+        plain.close()
+    assert b"docs_embedding_idx" in plan
