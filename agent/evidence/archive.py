@@ -322,6 +322,8 @@ class Follower:
 def _amended(card: Located, later: SessionFrame) -> Located:
     """Where and when a session began, and the newest that is known of it."""
     first = card.frame
+    if not isinstance(first, SessionFrame):
+        return card
     frame = SessionFrame(at=first.at, up=first.up, session=later.session, card=later.card)
     return Located(card.seq, card.offset, frame)
 
