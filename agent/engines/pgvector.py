@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from agent.engines import pgvector_describe, pgvector_errors, pgvector_writes
+from agent.engines import pgvector_describe, pgvector_errors, pgvector_written
 from agent.engines import sql_catalog_queries as queries
 from agent.engines import sql_catalog_read as reading_of
 from agent.engines.pgvector_catalogs import Catalogs
@@ -262,8 +262,8 @@ class PgvectorConversation:
 
     def check(self, rewriting: Rewriting, parameters: Sequence[Parameter], verdict: Verdict) -> None:
         resolved = _ours(rewriting.reading).resolved
-        pgvector_writes.check_parameters(resolved, parameters, verdict)
-        pgvector_writes.check_queries(resolved, parameters, verdict)
+        pgvector_written.check_parameters(resolved, parameters, verdict)
+        pgvector_written.check_queries(resolved, parameters, verdict)
 
     def plan(
         self, rewriting: Rewriting, statement: int, columns: Sequence[Column] | None, verdict: Verdict

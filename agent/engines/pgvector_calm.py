@@ -39,10 +39,14 @@ _EXPRESSIONS: Final = frozenset(
 
 def is_calm(statement: Node) -> bool:
     """`statement`: the body, ``{"SelectStmt": {...}}``. Its outermost outputs and order, and what an UPDATE
-    sets, are evaluated on rows that passed the filter, so that they are not looked at."""
+    or MERGE sets, are evaluated on rows that passed the filter, so that they are not looked at."""
     ((kind, body),) = statement.items()
     skipped: tuple[str, ...] = ()
-    if kind == "UpdateStmt":
+    if kind == "MergeStmt":
+        clauses = [clause for one in body.get("mergeWhenClauses", ()) for clause in one.values()]
+        body = {**body, "mergeWhenClauses": [one.get("condition") for one in clauses], "actions": clauses}
+        skipped = ("actions",)
+    elif kind == "UpdateStmt":
         skipped = ("targetList",)
     elif kind == "SelectStmt" and body.get("op") == "SETOP_NONE":
         skipped = ("targetList", "sortClause")

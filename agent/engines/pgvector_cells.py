@@ -16,7 +16,7 @@ import msgspec
 
 from agent.engines import pgvector_values as values
 from agent.engines.pgvector_hidden import Treatment
-from agent.engines.pgvector_writes import holds_text
+from agent.engines.pgvector_written import holds_text
 from agent.protocols.http import Refusal
 from policy.mask import REDACTED, apply
 from policy.model import Mask, MaskAs, Scalar

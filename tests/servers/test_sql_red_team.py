@@ -153,3 +153,57 @@ def test_a_restricted_search_uses_the_index_that_it_used_before(database: Databa
     finally:
         plain.close()
     assert b"docs_embedding_idx" in plan
+
+
+ALIKE = (
+    "SELECT * FROM docs",
+    "SELECT n.id, d.id FROM notes n LEFT JOIN docs d ON d.id = n.doc_id",
+    "SELECT n.id, d.id FROM notes n RIGHT JOIN docs d ON d.id = n.doc_id",
+    "SELECT n.id, d.id FROM notes n FULL JOIN docs d ON d.id = n.id + 1",
+    "SELECT * FROM docs JOIN notes USING (id, tenant)",
+    "SELECT * FROM docs NATURAL LEFT JOIN notes",
+    "SELECT d.id, (SELECT count(*) FROM notes n WHERE n.doc_id >= d.id) FROM docs d",
+    "SELECT id FROM docs WHERE id NOT IN (SELECT doc_id FROM notes)",
+    "SELECT id FROM docs d WHERE NOT EXISTS (SELECT FROM notes n WHERE n.doc_id = d.id)",
+    "SELECT title FROM docs UNION ALL SELECT body FROM notes",
+    "SELECT id FROM docs EXCEPT SELECT doc_id FROM notes",
+    "WITH RECURSIVE r(n) AS (VALUES (1) UNION ALL SELECT d.id FROM docs d JOIN r ON d.id = r.n + 1) TABLE r",
+    "SELECT tenant, count(*), max(salary) FROM docs GROUP BY ROLLUP (tenant)",
+    "SELECT id, rank() OVER (PARTITION BY tenant ORDER BY salary DESC) FROM docs",
+    "SELECT DISTINCT ON (tenant) id FROM docs ORDER BY tenant, salary",
+    "SELECT id FROM docs ORDER BY embedding <-> '[1,2,3,4,5,6,7,8]' LIMIT 2 OFFSET 1",
+    "SELECT count(*) FROM parts",
+    "SELECT x.* FROM docs d CROSS JOIN LATERAL (SELECT n.body FROM notes n WHERE n.doc_id = d.id LIMIT 1) x",
+    "SELECT id FROM docs WHERE 10 / (salary - 918273640) >= 0",
+    "UPDATE docs SET salary = salary + 1 RETURNING id, salary",
+    "UPDATE docs d SET title = n.body FROM notes n WHERE n.doc_id = d.id RETURNING d.id, d.title",
+    "DELETE FROM notes n USING docs d WHERE n.doc_id = d.id RETURNING n.id",
+    """INSERT INTO docs (id, tenant, title) VALUES (1, 'acme', 'x'), (7, 'acme', 'y')
+       ON CONFLICT (id) DO UPDATE SET title = excluded.title RETURNING id, title""",
+    "INSERT INTO notes (id, tenant, body) SELECT id + 10, tenant, title FROM docs RETURNING id, body",
+    """MERGE INTO notes n USING docs d ON n.doc_id = d.id WHEN MATCHED THEN UPDATE SET body = d.title
+       WHEN NOT MATCHED THEN INSERT (id, tenant, body) VALUES (d.id + 20, 'acme', d.title) RETURNING n.id""",
+    "WITH w AS (DELETE FROM notes RETURNING doc_id) SELECT d.title FROM docs d JOIN w ON d.id = w.doc_id",
+)
+
+
+@pytest.mark.parametrize("text", ALIKE)
+def test_a_filter_gives_what_a_database_of_its_rows_alone_gives(
+    clients: dict[str, Client], database: Database, text: str
+) -> None:
+    filtered, alone = clients["tenant"], Client(database, ALLOW)
+    try:
+        answers = []
+        for client, prepare in ((filtered, False), (alone, True)):
+            client.ask("BEGIN")
+            if prepare:
+                client.ask("DELETE FROM notes WHERE tenant <> 'acme'")
+                client.ask("DELETE FROM docs WHERE tenant <> 'acme'")
+                client.ask("DELETE FROM parts WHERE tenant <> 'acme'")
+            answer = client.ask(text)
+            client.ask("ROLLBACK")
+            assert answer.fields() == {}
+            answers.append(sorted(body for kind, body in messages(answer.data) if kind in b"DC"))
+        assert answers[0] == answers[1]
+    finally:
+        alone.close()
