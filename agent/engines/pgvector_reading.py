@@ -24,6 +24,7 @@ MANY: Final = 1_000_000
 FAR: Final = 2**62
 MAX_METHOD: Final = 100
 READS: Final = frozenset({Action.SEARCH, Action.READ, Action.SCAN, Action.COUNT})
+WRITES: Final = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE"})
 _INTEGERS: Final = {20: 8, 21: 2, 23: 4}
 """Bytes of int8, int2, int4 by type OID."""
 _NAMES_EARLIER: Final = frozenset({"EXECUTE", "FETCH", "MOVE", "EXPLAIN"})
@@ -136,7 +137,7 @@ def _counted(
 
 def _rows(one: Statement, parameters: Sequence[Parameter] | None, max_rows: int) -> int | None:
     """The most rows a statement can return; None: no bound is known."""
-    if one.command in ("EXPLAIN", "MOVE"):
+    if one.command in ("EXPLAIN", "MOVE") or (one.command in WRITES and one.outputs is None):
         return 0
     bounds: list[int] = []
     if one.most is not None:

@@ -30,7 +30,6 @@ def is_whole(node: Node) -> bool:
         "A_Expr",
         "A_Indirection",
         "CaseExpr",
-        "SubLink",
         "A_ArrayExpr",
         "RowExpr",
         "CoalesceExpr",

@@ -60,6 +60,8 @@ def _level(walker: Walker, node: Node, frame: Frame, path: Path) -> Found:
     rows, offset = _rows(walker, node, frame, path, aggregated)
     if own:
         keyed = by_key(node, frame)
+        if keyed and not aggregated and not any(sets(one) for one in node.get("targetList", ())):
+            rows = Rows(rows.limit, keyed, rows.ties)
         if facts.distances > distances or any(one.distance for one in order):
             facts.act(Action.SEARCH)
             if not (order and order[0].searches):
@@ -68,8 +70,6 @@ def _level(walker: Walker, node: Node, frame: Frame, path: Path) -> Found:
             facts.act(Action.COUNT)
         elif keyed is not None:
             facts.act(Action.READ)
-            if not aggregated:
-                rows = Rows(rows.limit, keyed or rows.most, rows.ties)
         else:
             facts.act(Action.SCAN)
     return Found(tuple(outputs), opened, rows, offset)

@@ -123,7 +123,7 @@ def statement(node: Node, scope: Scope, path: Path, span: tuple[int, int], memor
             changes: frozenset[Change] = judge_setting(facts)
             if "intoClause" in inner:
                 _made(facts, inner["intoClause"]["rel"], (*path, kind), found)
-                changes |= {"catalog"}
+                return _finish(facts, "SELECT INTO", path, span, None, changes | {"catalog"})
             returns = kind == "SelectStmt" or "returningClause" in inner
             return _finish(facts, _COMMANDS[kind], path, span, found if returns else None, changes)
         case "CopyStmt":
