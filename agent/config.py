@@ -22,21 +22,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from agent.config_auth import problem_of
 from agent.config_tls import Tls
-
-_SIZES = {
-    "": 1,
-    "b": 1,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-    "tib": 2**40,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-}
-_LARGEST = 2.0**52  # bytes or seconds: in nanoseconds and as a float it is still a number
-_DURATIONS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+from agent.config_units import parse_duration, parse_size
 
 
 class ConfigError(Exception):
@@ -47,37 +35,11 @@ class ConfigError(Exception):
         self.problems = tuple(problems)
 
 
-def parse_size(value: object) -> int:
-    """Bytes from ``64MiB``, ``10GiB``, ``4096``. Raises ValueError."""
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise ValueError(f"not a size: {value!r}")
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(value))
-    if not found or found[2].lower() not in _SIZES:
-        raise ValueError(f"not a size: {value!r}; write 64MiB, 10GiB or a number of bytes")
-    return int(_bounded(float(found[1]) * _SIZES[found[2].lower()], value))
-
-
-def parse_duration(value: object) -> float:
-    """Seconds from ``15m``, ``90d``, ``1h``, ``60``. Raises ValueError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError(f"not a duration: {value!r}")
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(value))
-    if not found or (found[2] and found[2] not in _DURATIONS):
-        raise ValueError(f"not a duration: {value!r}; write 60s, 15m, 1h or 90d")
-    return _bounded(float(found[1]) * _DURATIONS[found[2] or "s"], value)
-
-
-def _bounded(number: float, value: object) -> float:
-    if number > _LARGEST:
-        raise ValueError(f"too large: {str(value)[:40]}; at most {_LARGEST:.0f} bytes or seconds")
-    return number
-
-
 Size = Annotated[int, BeforeValidator(parse_size)]
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-Engine = Literal["qdrant", "chroma"]
+Engine = Literal["qdrant", "chroma", "pgvector"]
 MAX_GUARDS = 64  # slots in the kernel's maps (bpf/maps.h)
 MAX_WORKERS = 64
 MAX_SOCKET_PATH = 107  # sun_path of unix(7), and its closing zero
@@ -113,6 +75,7 @@ class Guard(_Model):
     peers: tuple[Peer, ...] = Field(default=(), max_length=256)
     netns: Literal["host"] = "host"
     credential: dict[str, str] = Field(default_factory=dict)
+    auth: Literal["relay", "identity", "password"] | None = None
     tls: Tls = Tls()
 
     @pydantic.field_validator("address")
@@ -138,6 +101,8 @@ class Guard(_Model):
         for peer in self.peers:
             if peer.port is not None and peer.port not in self.ports:
                 raise ValueError(f"peer {peer.remote}: port {peer.port} is none of the guard's ports")
+        if (problem := problem_of(self.engine, self.auth, self.credential)) is not None:
+            raise ValueError(problem)
         if self.mode == "enforce" and "pass" in (self.on_failure, self.remote):
             raise ValueError(
                 "a guard that enforces cannot pass what it did not judge; "

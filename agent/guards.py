@@ -17,6 +17,7 @@ from functools import lru_cache
 from ipaddress import ip_address
 
 from agent.config import Guard
+from agent.config_auth import auth_of
 from agent.held import Held
 from agent.kernel import sockdiag
 from agent.kernel.records import Address, GuardFlag
@@ -62,7 +63,8 @@ class Watched:
         guard = self.guard
         return GuardSettings(
             guard.name, self.index, guard.engine, guard.ports, guard.address, guard.mode, guard.remote_rule,
-            off=self.off, credential=self.held.credential, tls=self.held.tls,
+            off=self.off, credential=self.held.credential,
+            auth=auth_of(guard.engine, guard.auth, guard.credential), tls=self.held.tls,
             peers=tuple((peer.remote, peer.port) for peer in guard.peers),
         )  # fmt: skip
 

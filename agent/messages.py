@@ -107,6 +107,7 @@ class GuardSettings(msgspec.Struct, frozen=True):
     off: bool = False
     peers: tuple[tuple[str, int | None], ...] = ()  # (network, guarded port or None for any)
     credential: tuple[tuple[str, str], ...] = ()  # headers to send upstream; held in memory only
+    auth: Literal["relay", "identity", "password"] = "relay"  # how clients of a SQL engine are known
     tls: TlsSettings | None = None
 
     def __repr__(self) -> str:

@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
-from agent.engines import make_engine
+from agent.custody import make_custody
+from agent.engines import is_http, is_sql, make_engine
 from agent.listener import make_listener, netns_cookie
 from agent.messages import GuardSettings
+from agent.protocols.choose import open_session, open_sql_session
 from agent.protocols.http import Engine
+from agent.protocols.postgres_auth import Custody
+from agent.protocols.session import Bounds, Judge, Session
+from agent.protocols.sql import SqlEngine
 from agent.relay import Relay
 from agent.sides import ClientSide
 from agent.tls_contexts import make_contexts
@@ -28,15 +34,29 @@ BACKLOG = 4096
 class Served:
     """A guard as this worker serves it."""
 
-    __slots__ = ("engine", "listener", "netns", "server", "settings", "tls")
+    __slots__ = ("custody", "engine", "listener", "netns", "server", "settings", "tls")
 
-    def __init__(self, settings: GuardSettings, engine: Engine) -> None:
+    def __init__(self, settings: GuardSettings, engine: Engine | SqlEngine, custody: Custody) -> None:
         self.settings = settings
+        self.custody = custody
         self.tls = make_contexts(settings, None)
         self.engine = engine
         self.listener = make_listener(BACKLOG)
         self.netns = netns_cookie(self.listener)
         self.server: asyncio.Server | None = None
+
+    def open_session(self, guard: GuardSettings, judge: Judge, bounds: Bounds) -> Session:
+        """The session of a new connection, for the guard as it was when the connection was accepted."""
+        terms = self.tls.terms if self.tls is not None else None
+        engine = self.engine
+        if is_http(engine):
+            held = guard.credential or None
+            return open_session(engine, judge, guard.name, guard.mode, bounds, held, terms)
+        if is_sql(engine):
+            return open_sql_session(
+                engine, judge, guard.name, guard.mode, bounds, self.custody, os.urandom, terms
+            )
+        raise RuntimeError("an engine of no protocol")
 
     def close(self) -> None:
         if self.server is not None:
@@ -71,6 +91,8 @@ class Server:
             known = self._served.get(name)
             if known is not None and known.settings.engine == settings.engine:
                 known.tls = make_contexts(settings, known.tls)
+                if (known.settings.credential, known.settings.auth) != (settings.credential, settings.auth):
+                    known.custody = make_custody(settings, hmac_key)
                 known.settings = settings
                 continue
             engine = make_engine(settings.engine, name, hmac_key=hmac_key, clock=time.monotonic)
@@ -79,8 +101,9 @@ class Server:
             ):  # the listener stays; connections of the other engine are ended by the worker
                 known.tls = make_contexts(settings, known.tls)
                 known.settings, known.engine = settings, engine
+                known.custody = make_custody(settings, hmac_key)
                 continue
-            self._served[name] = Served(settings, engine)
+            self._served[name] = Served(settings, engine, make_custody(settings, hmac_key))
             self._spawn(self._listen(self._served[name]))
 
     async def _listen(self, served: Served) -> None:

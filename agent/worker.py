@@ -47,7 +47,7 @@ from agent.messages import (
     Welcome,
 )
 from agent.protocols.budget import Budget
-from agent.protocols.choose import open_session, open_tunnel
+from agent.protocols.choose import open_tunnel
 from agent.protocols.session import Bounds, ProtocolError, Secured, Session
 from agent.relay import Relay
 from agent.server import Served, Server
@@ -145,10 +145,8 @@ class Worker:
             return open_tunnel("a tunnel rule covers it")
         judge = SessionJudge(self, subject, relay.guard.name, time.time, self.report_bug)
         bounds = Bounds(body=self._settings().max_body, budget=self._budget)
-        credential = relay.guard.credential or None
         relay.rebind = judge.rebind
-        terms = held.tls.terms if held.tls is not None else None
-        return open_session(held.engine, judge, relay.guard.name, relay.guard.mode, bounds, credential, terms)
+        return held.open_session(relay.guard, judge, bounds)
 
     def tls_layer(self, relay: Relay, side: Literal["client", "server"]) -> TlsLayer:
         held = self._server.find(relay.guard.name)

@@ -87,7 +87,7 @@ def off(settings: Settings, guard: str | None, duration: str | None, reason: str
     New connections reach the database directly and are counted by the kernel; sessions already open go on
     and are recorded. Ends by itself with --for, or with `vecward on`.
     """
-    from agent.config import parse_duration
+    from agent.config_units import parse_duration
 
     seconds = None
     if duration is not None:

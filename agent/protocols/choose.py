@@ -8,6 +8,7 @@ unread.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from agent.protocols.detect import PREFIX, detect
@@ -16,7 +17,11 @@ from agent.protocols.http1 import Http1Session
 from agent.protocols.http1_form import own_response
 from agent.protocols.http1_tap import Http1Tap
 from agent.protocols.opaque import OpaqueSession, Tally
+from agent.protocols.postgres import PostgresSession
+from agent.protocols.postgres_auth import Custody
+from agent.protocols.postgres_tap import PostgresTap
 from agent.protocols.session import Bounds, Judge, Output, ProtocolError, Secured, Session, TlsTerms
+from agent.protocols.sql import SqlEngine
 
 Mode = Literal["observe", "enforce"]
 
@@ -46,6 +51,25 @@ def open_session(
     """
     bounds = bounds if bounds is not None else Bounds()
     return Sniffing(engine, judge, guard, mode, bounds, credential, terms or TlsTerms())
+
+
+def open_sql_session(
+    engine: SqlEngine,
+    judge: Judge,
+    guard: str,
+    mode: Mode,
+    bounds: Bounds,
+    custody: Custody,
+    random: Callable[[int], bytes],
+    terms: TlsTerms | None = None,
+) -> PostgresSession | PostgresTap:
+    """The session for a new connection to a guard of a SQL engine. `random(n)`: n random bytes, for nonces.
+
+    In observe nothing is held, answered or changed: TLS that the database itself answers passes unread.
+    """
+    if mode == "observe":
+        return PostgresTap(engine, judge, guard, bounds)
+    return PostgresSession(engine, judge, guard, bounds, custody, random, terms)
 
 
 def open_tunnel(reason: str) -> OpaqueSession:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from agent.engines import make_engine
+from agent.engines import make_http_engine
 from agent.engines.body import StrictReader
 from agent.protocols.http import Engine, Lookup, Request, Response
 from policy.model import Mask, Operation, Verdict
@@ -90,7 +90,7 @@ def columns(found: list[dict[str, Any]]) -> Response:
 
 
 def measure(name: str, request: Request, form: Callable[[list[dict[str, Any]]], Response]) -> None:
-    engine = make_engine(name, "g", hmac_key=b"k" * 32, clock=lambda: 0.0)
+    engine = make_http_engine(name, "g", hmac_key=b"k" * 32, clock=lambda: 0.0)
     operation = settle(engine, request)
     size = len(request.body or b"") / 1000
 

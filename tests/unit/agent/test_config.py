@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import Config, ConfigError, load_config, parse_duration, parse_size, policy_files
+from agent.config import Config, ConfigError, load_config, policy_files
+from agent.config_units import parse_duration, parse_size
 
 GUARD = "- {name: q, engine: qdrant, ports: [6333]}"
 

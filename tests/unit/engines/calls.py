@@ -7,7 +7,7 @@ import json
 from typing import Any
 from urllib.parse import unquote
 
-from agent.engines import make_engine
+from agent.engines import make_http_engine
 from agent.protocols.http import Answer, Engine, Lookup, Request, Response
 from policy.model import Mask, Operation, Verdict
 
@@ -24,7 +24,7 @@ class Clock:
 
 
 def engine(name: str, clock: Clock | None = None) -> Engine:
-    return make_engine(name, "g", hmac_key=KEY, clock=clock or Clock())
+    return make_http_engine(name, "g", hmac_key=KEY, clock=clock or Clock())
 
 
 def request(verb: str, path: str, body: Any = None) -> Request:
