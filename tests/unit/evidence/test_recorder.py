@@ -239,6 +239,22 @@ def test_segments_rotate_by_size_and_by_age_and_repeat_the_cards_of_open_session
     assert verify(host.root).findings == []
 
 
+def test_a_card_that_is_amended_is_the_one_that_is_repeated(host: Host) -> None:
+    worker = host.worker(Thresholds(segment_bytes=4000))
+    worker.recorder.open_session("s1", {"pid": 7})
+    worker.recorder.amend_session("s1", {"pid": 7, "tls": True})
+    worker.recorder.amend_session("gone", {"pid": 8})
+    worker.turn()
+    assert [(f.again, f.card) for f in of(worker, SessionFrame)] == [
+        (False, {"pid": 7}), (True, {"pid": 7, "tls": True}),
+    ]  # fmt: skip
+    for n in range(1, 4):
+        worker.exchange(n, body=os.urandom(2000))
+    assert all(f.card == {"pid": 7, "tls": True} for f in of(worker, SessionFrame)[1:])
+    worker.sign()
+    assert verify(host.root).findings == []
+
+
 def test_without_a_spare_the_segment_grows_instead_of_losing(host: Host) -> None:
     worker = host.worker(Thresholds(segment_bytes=1000))
     spare, worker.recorder._writer._spare = worker.recorder._writer._spare, None

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from agent.protocols.choose import Mode, Sniffing, open_session
 from agent.protocols.detect import HTTP2_PREFACE
-from agent.protocols.session import Opaque, Output, ProtocolError
+from agent.protocols.session import Bounds, Opaque, Output, ProtocolError, Secured, TlsTerms
 from tests.unit.protocols.fake_engine import FakeEngine, FakeJudge
 
 HELLO = b"\x16\x03\x01\x00\x05hello"
@@ -93,3 +95,87 @@ def test_a_connection_without_identity_gets_the_engines_error() -> None:
     out = opened("enforce").refuse_all("no identity")
     assert b"no identity" in b"".join(out.to_client)
     assert out.close == "both"
+
+
+# -- TLS -------------------------------------------------------------------------------------------
+
+ASK = b"POST /c/kb/search HTTP/1.1\r\nHost: db\r\nContent-Length: 2\r\n\r\n{}"
+
+
+def offering(mode: Mode, client: Any = "offered", *, server: bool = False) -> Sniffing:
+    return open_session(FakeEngine(), FakeJudge(), "g", mode, terms=TlsTerms(client, server))
+
+
+def stands(side: Any) -> Secured:
+    return Secured(side, "TLSv1.3", "x", "http/1.1", None, b"")
+
+
+@pytest.mark.parametrize("mode", ["enforce", "observe"])
+def test_a_client_hello_is_given_back_whole_and_what_is_inside_is_read(mode: Mode) -> None:
+    session = offering(mode)
+    assert session.client_data(HELLO[:1]) == Output()
+    assert session.client_data(HELLO[1:]) == Output(secure="client")
+    assert session.client_data(b"more of it") == Output()
+    assert session.begin_tls("client") == HELLO + b"more of it"
+    assert session.secured(stands("client")) == Output()
+    assert b"".join(session.client_data(ASK).to_server).startswith(b"POST /c/kb/search")
+    assert session.protocol == "http1"
+
+
+def test_tls_inside_tls_is_refused_in_the_protocol_that_stands() -> None:
+    session = offering("enforce")
+    session.client_data(HELLO)
+    session.begin_tls("client")
+    session.secured(stands("client"))
+    with pytest.raises(ProtocolError) as raised:
+        session.client_data(HELLO)
+    assert b"".join(session.refuse_all(raised.value.message).to_client).startswith(b"HTTP/1.1 403 ")
+
+
+def test_where_tls_is_required_plain_bytes_are_refused_with_the_reason() -> None:
+    session = offering("enforce", "required", server=True)
+    with pytest.raises(ProtocolError) as raised:
+        session.client_data(ASK)
+    assert raised.value.reason == "tls-required"
+    assert b"".join(session.refuse_all(raised.value.message).to_client).startswith(b"HTTP/1.1 403 ")
+
+
+@pytest.mark.parametrize("mode", ["enforce", "observe"])
+def test_nothing_is_forwarded_before_the_databases_tls_stands(mode: Mode) -> None:
+    session = offering(mode, server=True)
+    assert session.client_data(ASK[:40]) == Output(secure="server")
+    assert session.begin_tls("server") == b""
+    assert session.client_data(ASK[40:]) == Output()
+    out = session.secured(stands("server"))
+    assert b"".join(out.to_server).startswith(b"POST /c/kb/search")
+
+
+def test_what_waits_for_the_databases_tls_is_bounded() -> None:
+    session = offering("observe", server=True)
+    session.client_data(ASK)
+    with pytest.raises(ProtocolError) as raised:
+        session.client_data(b"x" * (Bounds().pipelined + 1))
+    assert raised.value.reason == "too-much-before-tls"
+
+
+@pytest.mark.parametrize("mode", ["enforce", "observe"])
+def test_a_database_that_speaks_before_its_tls_stands_is_not_believed(mode: Mode) -> None:
+    session = offering(mode, server=True)
+    session.client_data(ASK)
+    with pytest.raises(ProtocolError) as raised:
+        session.server_data(b"HTTP/1.1 200 OK\r\n\r\n")
+    assert (raised.value.reason, raised.value.side) == ("server-first", "server")
+
+
+def test_in_observe_the_clients_own_tls_goes_to_the_database_as_it_is() -> None:
+    session = offering("observe", "no", server=True)
+    out = session.client_data(HELLO)
+    assert (out.to_server, out.secure) == ([HELLO], "no")
+
+
+def test_in_observe_what_is_not_http_is_relayed_unread_over_the_databases_tls() -> None:
+    session = offering("observe", server=True)
+    assert session.client_data(b"\0\0\0\x08unknown") == Output(secure="server")
+    out = session.secured(stands("server"))
+    assert out.to_server == [b"\0\0\0\x08unknown"]
+    assert [type(record) for record in out.records] == [Opaque]
