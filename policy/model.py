@@ -34,6 +34,8 @@ class Action(StrEnum):
     SESSION = "session"
     UNKNOWN = "unknown"
 
+    __hash__ = str.__hash__  # enum's own is written in Python, and sets of actions are made for every request
+
 
 class Attribution(StrEnum):
     """How the subject of a connection became known."""

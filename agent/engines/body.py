@@ -95,6 +95,10 @@ def cut_arrays(raw: bytes, least: int = LONG) -> Cuts:
     return Cuts(pieces, cuts, dims)
 
 
+def _whole(raw: bytes) -> Cuts:
+    return Cuts([raw], [], [])
+
+
 class StrictReader:
     """Decodes one body at a time; not for threads (a worker has one)."""
 
@@ -133,8 +137,10 @@ class StrictReader:
         if len(raw) > MAX_BYTES:
             raise BodyRefusal("body-too-large", f"the JSON body is over {MAX_BYTES} bytes")
         if raw is not self._raw:
-            cut = len(raw) >= LONG and b"NaN" not in raw and not has_many_arrays(raw)
-            self._split = split = cut_arrays(raw) if cut else Cuts([raw], [], [])
+            split = cut_arrays(raw) if len(raw) >= LONG and not has_many_arrays(raw) else _whole(raw)
+            if split.cuts and b"NaN" in b"|".join(split.pieces):  # no cut can hold it
+                split = _whole(raw)
+            self._split = split
             self._raw = raw
             self._skeleton = b"NaN".join(split.pieces) if split.cuts else raw
             self._proven = False
@@ -283,7 +289,8 @@ def norm(vector: Tree) -> float | None:
     if not is_vector(vector):
         return None
     try:
-        return math.hypot(*_floats.decode(vector if vector.__class__ is Raw else write(vector)))
+        written: Any = vector if vector.__class__ is Raw else write(vector)
+        return math.hypot(*_floats.decode(written))
     except (msgspec.DecodeError, ValueError, OverflowError):
         return None
 

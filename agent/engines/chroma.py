@@ -23,6 +23,7 @@ from agent.engines.ask import Ask, as_object
 from agent.engines.body import StrictReader, Tree, norm, write
 from agent.engines.chroma_requests import READERS
 from agent.engines.chroma_routes import BY_NAME, TABLE
+from agent.engines.chroma_shapes import Collection
 from agent.engines.names import Names
 from agent.engines.routes import UNKNOWN, Spec
 from agent.protocols.http import Answer, Lookup, Refusal, Request, Response, Route
@@ -42,14 +43,7 @@ MAX_SHAPE: Final = 4096  # bytes of one
 Key = tuple[str, str, str]
 
 
-class _Collection(msgspec.Struct):
-    id: str
-    name: str
-    tenant: str
-    database: str
-
-
-_collection = msgspec.json.Decoder(_Collection)
+_collection = msgspec.json.Decoder(Collection)
 
 
 def qualify(tenant: str, database: str, name: str) -> str:
@@ -57,6 +51,9 @@ def qualify(tenant: str, database: str, name: str) -> str:
     if tenant == DEFAULT_TENANT and database == DEFAULT_DATABASE:
         return name
     return "/".join((quote(tenant, safe=" "), quote(database, safe=" "), name))
+
+
+_CHANGES: Final = frozenset({Action.SCHEMA, Action.ADMIN})  # what names stand for may be another thing after
 
 
 class ChromaEngine:
@@ -200,7 +197,7 @@ class ChromaEngine:
         return True
 
     def _pass_by(self, operation: Operation, kind: str, response: Response) -> None:
-        if operation.actions & {Action.SCHEMA, Action.ADMIN}:
+        if not _CHANGES.isdisjoint(operation.actions):
             self._names.forget()
         if kind in ("create", "describe", "by-id"):
             self._take_names(response)
@@ -209,7 +206,7 @@ class ChromaEngine:
 
     def rewrite(self, request: Request, operation: Operation, verdict: Verdict) -> Request:
         line = TABLE.find(request)
-        if operation.actions & {Action.SCHEMA, Action.ADMIN}:
+        if not _CHANGES.isdisjoint(operation.actions):
             self._names.forget()
         if verdict.filters and not operation.carries_filter and operation.actions != {Action.SESSION}:
             raise Refusal("filter", "this request cannot carry the filter the policy asks for")

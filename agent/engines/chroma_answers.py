@@ -14,6 +14,7 @@ import msgspec
 
 from agent.engines.census import is_crowded
 from agent.engines.chroma_rewrite import carries
+from agent.engines.chroma_shapes import Ids
 from agent.engines.splice import decode, open_numbers, read_answer, write_answer
 from agent.engines.veil import Veil
 from agent.protocols.http import Answer, Refusal, Response
@@ -28,11 +29,7 @@ _READ: Final = (*_COLUMNS, *_SCORES, "ids", "metadatas")  # every column but the
 _HOLDS_ROWS: Final = frozenset({*_COLUMNS, *_SCORES, "metadatas", "embeddings"})
 
 
-class _Ids(msgspec.Struct):
-    ids: msgspec.Raw
-
-
-_ids_decoder = msgspec.json.Decoder(_Ids)
+_ids_decoder = msgspec.json.Decoder(Ids)
 _list_decoder = msgspec.json.Decoder(list[Any])
 
 

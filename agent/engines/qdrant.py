@@ -21,6 +21,7 @@ from agent.engines.body import StrictReader, Tree, norm, write
 from agent.engines.names import Names
 from agent.engines.qdrant_requests import READS
 from agent.engines.qdrant_routes import DUMPS, TABLE
+from agent.engines.qdrant_shapes import AliasAnswer
 from agent.engines.qdrant_writes import WRITES
 from agent.engines.routes import UNKNOWN, Spec
 from agent.protocols.http import Answer, Lookup, Refusal, Request, Response, Route
@@ -32,20 +33,7 @@ _ALIASES: Final = "aliases"
 _OPTIONAL: Final = frozenset({"create", "count", "update-batch"})  # kinds whose body may be absent
 
 
-class _Alias(msgspec.Struct):
-    alias_name: str
-    collection_name: str
-
-
-class _AliasList(msgspec.Struct):
-    aliases: list[_Alias]
-
-
-class _AliasAnswer(msgspec.Struct):
-    result: _AliasList
-
-
-_aliases = msgspec.json.Decoder(_AliasAnswer)
+_aliases = msgspec.json.Decoder(AliasAnswer)
 
 
 class QdrantEngine:

@@ -15,6 +15,15 @@ import msgspec
 
 from agent.engines.census import has_many_rows
 from agent.engines.qdrant_filter import holds
+from agent.engines.qdrant_shapes import (
+    BatchAnswer,
+    GroupsAnswer,
+    Id,
+    ListAnswer,
+    OneAnswer,
+    PointsAnswer,
+    QueriesAnswer,
+)
 from agent.engines.splice import cut_answer, decode, read_answer, write_answer
 from agent.engines.veil import Veil
 from agent.protocols.http import Answer, Refusal, Response
@@ -33,52 +42,12 @@ _UNPROVEN: Final = frozenset({"shard-rows", "unknown"})
 Row = dict[str, Any]
 
 
-class _Id(msgspec.Struct):
-    id: int | str = 0
-
-
-class _Points(msgspec.Struct):
-    points: list[_Id]
-
-
-class _Group(msgspec.Struct):
-    hits: list[_Id]
-
-
-class _Groups(msgspec.Struct):
-    groups: list[_Group]
-
-
-class _ListAnswer(msgspec.Struct):
-    result: list[_Id]
-
-
-class _PointsAnswer(msgspec.Struct):
-    result: _Points
-
-
-class _GroupsAnswer(msgspec.Struct):
-    result: _Groups
-
-
-class _BatchAnswer(msgspec.Struct):
-    result: list[list[_Id]]
-
-
-class _QueriesAnswer(msgspec.Struct):
-    result: list[_Points]
-
-
-class _OneAnswer(msgspec.Struct):
-    result: _Id
-
-
-_lists = msgspec.json.Decoder(_ListAnswer)
-_points = msgspec.json.Decoder(_PointsAnswer)
-_groups = msgspec.json.Decoder(_GroupsAnswer)
-_batches = msgspec.json.Decoder(_BatchAnswer)
-_queries = msgspec.json.Decoder(_QueriesAnswer)
-_one = msgspec.json.Decoder(_OneAnswer)
+_lists = msgspec.json.Decoder(ListAnswer)
+_points = msgspec.json.Decoder(PointsAnswer)
+_groups = msgspec.json.Decoder(GroupsAnswer)
+_batches = msgspec.json.Decoder(BatchAnswer)
+_queries = msgspec.json.Decoder(QueriesAnswer)
+_one = msgspec.json.Decoder(OneAnswer)
 
 
 def seen(kind: str, response: Response) -> tuple[tuple[str, ...], int]:
@@ -102,7 +71,7 @@ def _read_seen(kind: str, body: bytes) -> tuple[tuple[str, ...], int]:
     return tuple([str(row.id) for row in found[:MAX_IDS]]), len(found)
 
 
-def _read_ids(kind: str, body: bytes) -> list[_Id]:
+def _read_ids(kind: str, body: bytes) -> list[Id]:
     if kind in _LIST:
         return _lists.decode(body).result
     if kind in _POINTS:

@@ -3,8 +3,8 @@
 
     python packaging/dev/native.py FOLDER
 
-Needs a C compiler and Python's headers. Compiled files carry the interpreter's version in their names, so that
-several can stand side by side; an interpreter without one of its own reads the source beside it.
+Needs a C compiler and Python's headers. Compiled files carry the interpreter's version in their names; an
+interpreter without one of its own reads the source beside it.
 """
 
 from __future__ import annotations
