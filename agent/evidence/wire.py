@@ -10,6 +10,7 @@ bounded, nothing raises.
 from __future__ import annotations
 
 import math
+import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ MAX_ROWS: Final = 1000  # of one answer; the record has them all
 MAX_COLUMNS: Final = 1664
 WIDEST: Final = 60  # characters of one cell on the screen
 _KINDS: Final = frozenset(b"TDCEIdcHnNtsZ123GAS")
+_BINARY: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # no text that a database keeps for people
 _SIZE: Final = Struct("!i").unpack_from
 _WIDTH: Final = Struct("!H").unpack_from
 _FIELD: Final = Struct("!IhIhih").unpack_from
@@ -160,7 +162,7 @@ def _shown(kind: int, form: int, value: bytes) -> str:
         text = value.decode()
     except UnicodeDecodeError:
         return "\\x" + value.hex()
-    return "\\x" + value.hex() if form == 1 and "\0" in text else text
+    return "\\x" + value.hex() if _BINARY.search(text) else text
 
 
 def _notes(data: bytes) -> list[str]:

@@ -13,6 +13,7 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -103,7 +104,7 @@ class Database:
         raise AssertionError((self._folder / "log").read_text())
 
     def _stop(self) -> None:
-        self._server.terminate()
+        self._server.send_signal(signal.SIGINT)  # ends its connections too
         self._server.wait(PATIENCE)
 
     def connect(self) -> socket.socket:
@@ -205,8 +206,11 @@ class Client:
 
     def ask(self, text: str, extended: bool = False, binary: bool = True) -> Answer:
         """The answer to one text, to the ReadyForQuery. A COPY FROM STDIN is failed."""
+        return self.send(_extended(text, binary) if extended else message(ord("Q"), text.encode() + b"\0"))
+
+    def send(self, sent: bytes) -> Answer:
+        """The answer to whole messages, the last of which is a Query or a Sync."""
         answer = Answer()
-        sent = _extended(text, binary) if extended else message(ord("Q"), text.encode() + b"\0")
         self._take(self._session.client_data(sent), answer)
         copying = 0
         while not any(kind == b"Z" for kind, _ in messages(answer.data)):

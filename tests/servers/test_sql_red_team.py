@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from agent.protocols.postgres_messages import message
 from tests.servers.red_team import Client, Database, leaks, messages, texts_of
 from tests.venvs import NoVenv
 
@@ -207,3 +208,36 @@ def test_a_filter_gives_what_a_database_of_its_rows_alone_gives(
         assert answers[0] == answers[1]
     finally:
         alone.close()
+
+
+def _parse(name: bytes, text: str) -> bytes:
+    return message(ord("P"), name + b"\0" + text.encode() + b"\0\0\0")
+
+
+def _bind(name: bytes) -> bytes:
+    return message(ord("B"), b"\0" + name + b"\0\0\0\0\0\0\1\0\1")
+
+
+@pytest.mark.parametrize("returns", ["SELECT * FROM docs", "UPDATE docs SET title = title RETURNING *"])
+@pytest.mark.parametrize("described", ["never", "statement", "portal", "earlier", "two at a time"])
+def test_a_result_is_masked_however_it_was_described(
+    clients: dict[str, Client], returns: str, described: str
+) -> None:
+    client = clients["masks"]
+    name = b"s" + bytes([65 + len(described), 65 + len(returns) % 26])
+    execute, sync = message(ord("E"), b"\0\0\0\0\0"), message(ord("S"))
+    parts = {
+        "never": (_parse(name, returns), _bind(name), execute),
+        "statement": (_parse(name, returns), message(ord("D"), b"S" + name + b"\0"), _bind(name), execute),
+        "portal": (_parse(name, returns), _bind(name), message(ord("D"), b"P\0"), execute),
+        "earlier": (_bind(name), execute),
+        "two at a time": (_parse(name, returns), _bind(name), message(ord("E"), b"\0\0\0\0\2"), execute),
+    }[described]
+    if described == "earlier":
+        client.send(_parse(name, returns) + message(ord("D"), b"S" + name + b"\0") + sync)
+    answer = client.send(b"".join(parts) + sync)
+    client.send(message(ord("C"), b"S" + name + b"\0") + sync)
+    assert answer.fields() == {}
+    assert answer.rows == 3
+    assert leaks("masks", answer, returns) == []
+    assert {"docs.email", "docs.phone", "vectors"} <= answer.masks
