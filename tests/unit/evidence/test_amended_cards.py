@@ -41,4 +41,4 @@ def test_the_newest_card_counts_and_the_first_frame_tells_when_it_began(
     assert (found.tls, found.tls_subject, found.requests) == (True, "CN=etl-1", 1)
     assert found.started == Archive(tmp_path).session(NAME).started == START
     assert found.evidence is not None
-    assert (found.evidence.first, found.evidence.last) == (2, 6)
+    assert (found.evidence.first, found.evidence.last) == (2, 7)
