@@ -19,7 +19,7 @@ from agent.engines import pgvector_values as values
 from agent.engines.pgvector_cells import Counts
 from agent.engines.pgvector_rows import MAX_IDS, Step
 from agent.engines.sql_parse import find
-from agent.engines.sql_tree import Resolved, Statement
+from agent.engines.sql_tree import Node, Statement
 from agent.protocols.http import Refusal
 from agent.protocols.session import Masked
 from agent.protocols.sql import Column, Released
@@ -36,11 +36,11 @@ _OF_TEXT: Final = {escape[1:]: plain for plain, escape in _TO_TEXT.items()}
 _HARMLESS: Final = frozenset({"format", "header", "force_quote"})
 
 
-def copy_form(resolved: Resolved, statement: Statement) -> tuple[str, bool, bool]:
+def copy_form(tree: Node | None, statement: Statement) -> tuple[str, bool, bool]:
     """(format, header line, whether nothing else is set) of a COPY."""
-    if resolved.tree is None:
+    if tree is None:
         return "unknown", False, False
-    kind, inner = nodes.kind_of(find(resolved.tree, statement.path))
+    kind, inner = nodes.kind_of(find(tree, statement.path))
     form, header, plain = "text", False, kind == "CopyStmt"
     for one in inner.get("options", ()):
         element = one.get("DefElem", {})
@@ -57,6 +57,14 @@ def copy_form(resolved: Resolved, statement: Statement) -> tuple[str, bool, bool
             header = not off
         plain &= name in _HARMLESS
     return form, header, plain
+
+
+def check_form(form: tuple[str, bool, bool]) -> None:
+    """Rows of this form can be read. Raises Refusal."""
+    if not form[2] or form[0] not in ("text", "csv", "binary"):
+        raise Refusal(
+            "copy-form", "rows of this COPY cannot be read: use FORMAT text, csv or binary with its defaults"
+        )
 
 
 class CopyPlan:
@@ -77,12 +85,11 @@ class CopyPlan:
         self._each = each
         self._begun = False
         self._ids = sum(1 for one in self._steps if one.key)
+        if must:
+            check_form(form)
         readable = plain and self._format in ("text", "csv", "binary") and bool(self._steps)
         if must and not readable:
-            raise Refusal(
-                "copy-form",
-                "rows of this COPY cannot be read: use FORMAT text, csv or binary with its defaults",
-            )
+            raise Refusal("copy-form", "the columns of this COPY are not known")
         self._walks = readable and (
             bool(self._each) or any(one.cell or one.shape or one.key for one in self._steps)
         )

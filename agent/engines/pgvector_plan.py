@@ -42,7 +42,7 @@ def make_plan(
     one = resolved.statements[statement]
     making = _Making(one, verdict, vectors, key)
     if columns is None:
-        return making.copied(copy_form(resolved, one))
+        return making.copied(copy_form(resolved.tree, one))
     return making.rows(columns)
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from agent.engines import pgvector_nodes as nodes
 from agent.engines.pgvector_calm import is_calm
+from agent.engines.pgvector_copy import check_form, copy_form
 from agent.engines.pgvector_hidden import STATISTICS, Hidden, Treatment
 from agent.engines.pgvector_level import Level, distances, examples, round_distances
 from agent.engines.pgvector_limits import clamp, clamp_of
@@ -150,6 +151,8 @@ class _Bringing:
             raise Refusal(
                 "explain", "EXPLAIN tells how many rows there are behind what the policy hides; it is refused"
             )
+        if kind == "CopyStmt" and self._hidden.pii and self._statement.copies == "out":
+            check_form(copy_form(self._tree, self._statement))
         if kind in BODIES or kind in WRAPPERS or kind in ("ExecuteStmt", "FetchStmt"):
             return
         if kind == "IndexStmt" and _is_plain_index(root["IndexStmt"]) and not self._hidden.filters:

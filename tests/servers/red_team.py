@@ -250,14 +250,17 @@ _OF_MASKS = (
     "827364519",
 )
 _OF_TENANT = ("canary-tenant", "827364519")
+_OF_PERSONS = ("canary-email-1", "canary-email-2", "n1@example.org")
 _VECTORS_OF_MASKS = (0.7182818, 0.5772156, 0.3141592, 0.6180339, 0.8414709, 0.1234567, 0.1111117, 0.9090909)
 _VECTORS_OF_TENANT = (0.1111117, 0.9090909, 0.4545454, 0.8181818, 0.2727272)
 
 
 def canaries(under: str) -> set[bytes]:
     """Every form in which a forbidden value could stand in what a client gets."""
-    texts = {"masks": _OF_MASKS, "tenant": _OF_TENANT}.get(under, ())
-    numbers = _VECTORS_OF_TENANT if under == "tenant" else _VECTORS_OF_MASKS
+    texts = {"masks": _OF_MASKS, "fields": _OF_MASKS, "tenant": _OF_TENANT, "personal": _OF_PERSONS}.get(
+        under, ()
+    )
+    numbers = {"tenant": _VECTORS_OF_TENANT, "personal": ()}.get(under, _VECTORS_OF_MASKS)
     made: set[bytes] = set()
     for text in texts:
         raw = text.encode()

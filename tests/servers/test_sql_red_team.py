@@ -40,6 +40,14 @@ RULES = {
     + f"""
   - {{id: coarse, what: {DATA}, vectors: false, mask: [{{scores: 2}}]}}
 """,
+    "fields": ALLOW
+    + f"""
+  - {{id: few, what: {DATA}, fields: [id, tenant, title, doc_id, body]}}
+""",
+    "personal": ALLOW
+    + f"""
+  - {{id: people, what: {DATA}, mask: [{{pii: [email]}}]}}
+""",
     "tenant": ALLOW
     + f"""
   - {{id: own, what: {DATA}, filter: {{tenant: acme}}}}
