@@ -36,6 +36,7 @@ from agent.engines.sql_scope import (
     union,
 )
 from agent.engines.sql_tree import Call, Node, Path
+from policy.model import Action
 
 ARITHMETIC: Final = frozenset({"+", "-", "*", "/", "%", "^", "|/", "||/", "@"})
 _GENERIC: Final = frozenset(
@@ -270,8 +271,9 @@ def _do(walker: Walker, deed: Deed, name: str, node: Node, path: Path) -> None:
     first = constant(node["args"][0]) if node.get("args") else None
     if name == "set_config":
         value = constant(node["args"][1]) if len(node["args"]) > 1 else None
-        if first is None or facts.setting is not None:
-            facts.puzzle("which setting set_config changes cannot be told")
+        if first is None or facts.setting is not None:  # any setting: what is not reported may move the path
+            facts.actions.add(Action.ADMIN)
+            facts.setting = ("search_path", None)
         else:
             facts.setting = (first.lower(), value)
     if deed.named:

@@ -179,7 +179,8 @@ DEEDS: Final[dict[str, Deed]] = {
         pg_get_statisticsobjdef_columns pg_get_statisticsobjdef_expressions pg_get_triggerdef pg_get_viewdef
         pg_get_catalog_foreign_keys pg_index_column_has_property pg_index_has_property
         pg_indexam_has_property pg_relation_is_publishable pg_relation_is_updatable
-        pg_column_is_updatable pg_sequence_parameters pg_sequence_last_value pg_available_extensions
+        pg_column_is_updatable pg_sequence_parameters pg_sequence_last_value pg_get_sequence_data
+        pg_available_extensions
         pg_available_extension_versions pg_extension_update_paths pg_partition_root pg_partition_tree
         pg_partition_ancestors pg_relation_size pg_table_size pg_indexes_size pg_total_relation_size
         pg_database_size pg_tablespace_size pg_tablespace_databases pg_tablespace_location

@@ -48,6 +48,14 @@ _COMMANDS: Final = {
     "DeleteStmt": "DELETE",
     "MergeStmt": "MERGE",
 }
+_NAMELESS: Final = frozenset(
+    {
+        "BEGIN", "START TRANSACTION", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "ROLLBACK TO",
+        "SET", "RESET", "SHOW", "DEALLOCATE", "DISCARD", "CLOSE CURSOR", "LISTEN", "UNLISTEN", "NOTIFY",
+        "SET CONSTRAINTS",
+    }
+)  # fmt: skip
+"""Commands that mean the same whatever names mean."""
 _READS: Final = frozenset(
     {Action.SEARCH, Action.READ, Action.SCAN, Action.COUNT, Action.WRITE, Action.DELETE}
 )
@@ -79,13 +87,21 @@ def _resolve(text: str, tree: Node, scope: Scope, memory: dict[tuple[str, str], 
         start = raw.get("stmt_location", 0)
         length = raw.get("stmt_len", 0) or len(text.encode()) - start
         one = statement(raw["stmt"], scope, ("stmts", index, "stmt"), (start, start + length), memory)
-        if changed and (one.references or one.calls or one.probes or one.inner or one.unknown):
+        if changed and not _stands(one, changed):
             one = _unknown(one, "an earlier statement of the same text changes what names mean")
         statements.append(one)
-        changed |= one.changes
+        changed |= one.changes | ({"role"} if one.changes and Action.ADMIN in one.actions else set())
         _remember(memory, one)
     unknown = trouble or next((one.unknown for one in statements if one.unknown), None)
     return Resolved(text, tree, tuple(statements), unknown, scope.catalog.number)
+
+
+def _stands(one: Statement, changed: set[Change]) -> bool:
+    """Whether a statement means the same after an earlier one of its text: definitions after definitions do,
+    because they name what they touch, and rights to the earlier names were asked for too."""
+    if one.command in _NAMELESS:
+        return True
+    return changed == {"catalog"} and one.actions <= {Action.SCHEMA, Action.SESSION} and not one.everything
 
 
 def _unknown(one: Statement, why: str) -> Statement:
@@ -301,8 +317,8 @@ def _copy(walker: Walker, node: Node, path: Path, span: tuple[int, int]) -> Stat
         found = _query(walker, node["query"], None, (*body, "query"))
         facts.actions -= {Action.READ}
         facts.actions.add(Action.SCAN)
-        made = _finish(facts, "COPY", path, span, found)
-        return replace(made, copies="out")
+        changes = judge_setting(facts)
+        return replace(_finish(facts, "COPY", path, span, found, changes), copies="out")
     item = refer(
         walker, node["relation"], (*body, "relation"), body, "copy-in" if node.get("is_from") else "copy-out"
     )
