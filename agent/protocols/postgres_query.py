@@ -12,13 +12,16 @@ names mean, the answer is waited for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+
 from agent.protocols.postgres_forms import read_empty, read_query, write_query
 from agent.protocols.postgres_messages import HEADER, Front, Message, error_response, message
 from agent.protocols.postgres_query_decide import Refused
 from agent.protocols.postgres_query_extended import ExtendedSide
 from agent.protocols.postgres_query_record import MAX_SLICE, denied
 from agent.protocols.postgres_query_state import MAX_OUTSTANDING, Entry, Kind
-from agent.protocols.session import Output, ProtocolError
+from agent.protocols.session import Abort, Intent, Output, ProtocolError, Result
 
 _FLUSH = message(Front.FLUSH)
 _SYNC = message(Front.SYNC)
@@ -40,6 +43,8 @@ class QueryPhase(ExtendedSide):
     _stalled: Message | None = None  # read, but what it means is not known yet
     _aside = 0  # Syncs in the middle of a COPY FROM STDIN: read by the database if the COPY fails
     _client_ended = False
+    _never: AbstractSet[int] = frozenset()  # exchanges of an output that was lost
+    _unended: Sequence[int] = ()  # exchanges whose Result was lost with it
     _ended = False  # the end was passed on to the database
 
     @property
@@ -53,9 +58,28 @@ class QueryPhase(ExtendedSide):
 
     def client_data(self, data: bytes) -> Output:
         out = Output()
-        self._front.feed(data)
-        self._read_client(out)
+        try:
+            self._front.feed(data)
+            self._read_client(out)
+        except ProtocolError:
+            self._lose(out)
+            raise
         return out
+
+    def server_data(self, data: bytes) -> Output:
+        out = Output()
+        try:
+            self._read_answers(out, data)
+        except ProtocolError:
+            self._lose(out)
+            raise
+        return out
+
+    def _lose(self, out: Output) -> None:
+        """The output of a read that ends in an error is never seen: nothing in it has happened."""
+        self._never = {record.n for record in out.records if isinstance(record, Intent)}
+        ended = {record.n for record in out.records if isinstance(record, Result)}
+        self._unended = sorted(ended - self._never)
 
     def client_eof(self) -> Output:
         out = Output()
@@ -69,11 +93,12 @@ class QueryPhase(ExtendedSide):
         return out
 
     def abandon(self, reason: str) -> Output:
-        out = Output()
+        out = Output(records=[Abort(n, reason) for n in self._unended])
+        self._unended = ()
         for entry in self._queue:
-            if entry.exchange is not None:
+            if entry.exchange is not None and entry.exchange.n not in self._never:
                 self._recorder.abort(out, entry.exchange, reason)
-                entry.exchange = None
+            entry.exchange = None
         return out
 
     def refuse_all(self, message: str) -> Output:
@@ -200,7 +225,8 @@ class QueryPhase(ExtendedSide):
             rewriting=rewriting,
         )
         self._names.drop_statement(entry, b"")
-        self._names.drop_portal(entry, b"")
+        if reading.methods:
+            self._names.drop_portal(entry, b"")
         self._has_effects(entry, reading)
         text = rewriting.text.encode("utf-8", "surrogateescape")
         out.to_server.append(raw if text == source else write_query(text))

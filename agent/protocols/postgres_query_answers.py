@@ -68,8 +68,7 @@ class AnsweringSide(RowsSide):
     def _go_on(self, out: Output) -> None:
         """Read what the client has sent and had to wait."""
 
-    def server_data(self, data: bytes) -> Output:
-        out = Output()
+    def _read_answers(self, out: Output, data: bytes) -> None:
         self._back.feed(data)
         self._read_server(out)
         if self._queue:
@@ -77,7 +76,6 @@ class AnsweringSide(RowsSide):
             if exchange is not None and exchange.held >= RELEASE_AT:
                 exchange.stream(out)
         self._go_on(out)
-        return out
 
     def _read_server(self, out: Output) -> None:
         back = self._back

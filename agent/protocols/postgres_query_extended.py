@@ -124,7 +124,7 @@ class ExtendedSide(DecidingSide):
         if form.of == "portal":
             portal = names.portals.get(form.name)
             if portal is None:
-                self._fail(out, "34000", _no_portal(form.name))
+                self._describe_cursor(out, raw, form.name)
                 return True
             if not names.is_settled(portal):
                 return False
@@ -158,6 +158,26 @@ class ExtendedSide(DecidingSide):
         )
         self._forward(out, raw, entry)
         return True
+
+    def _describe_cursor(self, out: Output, raw: bytes, name: bytes) -> None:
+        """A cursor of SQL's DECLARE, as psycopg asks for it: what may be fetched from it may be described."""
+        source = b'FETCH 0 FROM "' + name.replace(b'"', b'""') + b'"'
+        try:
+            if not name:
+                raise LookupError
+            reading, operation, verdict, rewriting = self._decide_text(source, ())
+        except (Refused, LookupError):
+            self._fail(out, "34000", _no_portal(name))  # none that is known
+            return
+        text = rewriting.text.encode("utf-8", "surrogateescape")
+        statement = Statement(
+            b"", source, (), self._names.segment, reading, operation, verdict, rewriting, text, self._turn,
+            self._epoch,
+        )  # fmt: skip
+        entry = Entry(
+            Kind.DESCRIBE_PORTAL, False, statement, None, None, reading, operation, verdict, rewriting
+        )
+        self._forward(out, raw, entry)
 
     def _take_execute(self, out: Output, raw: bytes) -> bool:
         form = read_execute(raw[HEADER:])

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A SQL engine, conversation and judge for session tests: they read a few words and write down what they saw.
 
-Words of a text that mean something here: ``forbidden`` is denied, ``secret`` in a row is masked, ``unreadable``
-cannot be rewritten, ``limited`` is clamped to two rows, ``$1`` makes it depend on its parameters. The commands
-are told by the first word of each part between semicolons.
+Words of a text that mean something here: ``forbidden`` is denied, ``secret`` in a row is masked,
+``unreadable`` cannot be rewritten, ``limited`` is clamped to two rows, ``limit $1`` makes it depend on its
+parameters. The commands are told by the first word of each part between semicolons.
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ from typing import Literal
 
 from agent.protocols.http import Refusal
 from agent.protocols.session import Masked
-from agent.protocols.sql import Column, Parameter, Plan, Released, Rewriting, Rows, Where
+from agent.protocols.sql import (
+    Column,
+    Conversation,
+    Parameter,
+    Plan,
+    Reading,
+    Released,
+    Rewriting,
+    Rows,
+    Where,
+)
 from policy.model import Action, Operation, Verdict
 
 ALLOW = Verdict("allow", "app", "10.yaml:1", "allowed", "hash")
@@ -35,7 +45,7 @@ class FakeReading:
 
     @property
     def reads_parameters(self) -> bool:
-        return "$1" in self.text
+        return "limit $1" in self.text.lower()
 
 
 def fake_reading(text: str) -> FakeReading:
@@ -70,7 +80,9 @@ class FakePlan:
     def __init__(self, mask: bool, columns: Sequence[Column] | None) -> None:
         self._mask = mask
         self.columns = (
-            [replace(c, type=25) for c in columns] if mask and columns and columns[0].name == "vector" else None
+            [replace(c, type=25) for c in columns]
+            if mask and columns and columns[0].name == "vector"
+            else None
         )
 
     def release(self, run: bytes) -> Released:
@@ -117,10 +129,10 @@ class FakeConversation:
         return reading
 
     def operation(
-        self, reading: FakeReading, parameters: Sequence[Parameter] | None, max_rows: int = 0
+        self, reading: Reading, parameters: Sequence[Parameter] | None, max_rows: int = 0
     ) -> Operation:
         top_k = 10
-        if "$1" in reading.text:
+        if reading.reads_parameters:
             value = parameters[0].value if parameters else b"1"
             top_k = int(value) if value is not None and value.isdigit() else 1_000_000
         if max_rows:
@@ -137,7 +149,7 @@ class FakeConversation:
             bytes=len(reading.text),
         )
 
-    def rewrite(self, reading: FakeReading, operation: Operation, verdict: Verdict) -> Rewriting:
+    def rewrite(self, reading: Reading, operation: Operation, verdict: Verdict) -> Rewriting:
         if "unreadable" in reading.text:
             raise Refusal("unreadable", "a filter cannot be put into this text")
         if verdict.filters:
@@ -158,7 +170,7 @@ class FakeConversation:
             raise Refusal("origin", "a column of unknown origin")
         return FakePlan(bool(verdict.masks), columns)
 
-    def settle(self, reading: FakeReading, statement: int, tag: str | None) -> None:
+    def settle(self, reading: Reading, statement: int, tag: str | None) -> None:
         self.settled.append((reading.text, statement, tag))
         if reading.changes and self.asks:
             self.wants = "SELECT catalog"
@@ -171,7 +183,7 @@ class FakeConversation:
             return {**fields, "M": fields["M"].replace("secret", "******")}
         return fields
 
-    def describe(self, reading: FakeReading, parameters: Sequence[Parameter]) -> bytes:
+    def describe(self, reading: Reading, parameters: Sequence[Parameter]) -> bytes:
         values = [None if p.value is None else p.value.decode("latin-1") for p in parameters]
         return json.dumps({"text": reading.text, "parameters": values}).encode()
 
@@ -183,7 +195,7 @@ class FakeSqlEngine:
     def __init__(self) -> None:
         self.conversation = FakeConversation()
 
-    def converse(self, guard: str, where: Where) -> FakeConversation:
+    def converse(self, guard: str, where: Where) -> Conversation:
         return self.conversation
 
     def digest(self, body: bytes) -> tuple[bytes, int]:
