@@ -3,8 +3,8 @@
 
 A conversation is a file of JSON lines ``[side, text]``, a read each, from the first ReadyForQuery on; the
 text is the bytes as latin-1. The server's side was recorded behind a `QueryPhase`, so that what it asks of
-its own is answered in it: ``python -m tests.wire.postgres_conversations PORT FILE`` listens on PORT + 1 and hands what
-passes to the database on PORT, which must trust the client.
+its own is answered in it: ``python -m tests.wire.postgres_conversations PORT FILE`` listens on PORT + 1 and
+hands what passes to the database on PORT, which must trust the client.
 """
 
 from __future__ import annotations
