@@ -11,13 +11,13 @@ doubt is unknown.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from agent.engines import pgvector_describe, pgvector_errors, pgvector_written
 from agent.engines import sql_catalog_queries as queries
 from agent.engines import sql_catalog_read as reading_of
-from agent.engines.pgvector_catalogs import Catalogs
+from agent.engines.pgvector_catalogs import BELIEVED, Catalogs
 from agent.engines.pgvector_hidden import Hidden
 from agent.engines.pgvector_kept import Kept
 from agent.engines.pgvector_limits import clamp_of
@@ -59,6 +59,22 @@ class Remembered:
     holds: bool = False  # a cursor WITH HOLD
 
 
+@dataclass(slots=True)
+class Under:
+    """The restrictions a text was rewritten under: since it was last executed, and the last before."""
+
+    reading: PgReading  # held, so that its id stays its own
+    since: list[Restriction] = field(default_factory=list)
+    last: Restriction | None = None
+
+    def settled(self) -> frozenset[Restriction]:
+        """Those that the execution which ended now may have been under."""
+        found = frozenset(self.since or ([] if self.last is None else [self.last]))
+        self.last = self.since[-1] if self.since else self.last
+        self.since.clear()
+        return found
+
+
 class PgvectorEngine:
     name = ENGINE
     masked_fields_known = frozenset({"*"})  # any column may be named
@@ -91,6 +107,7 @@ class PgvectorConversation:
         self._strings = True  # standard_conforming_strings
         self._utf8 = True  # client_encoding
         self._path: str | None = None  # search_path as a ParameterStatus last told it
+        self._checked = 0.0  # when the catalog was last told or confirmed to this connection
         self._asked: Want | None = None
         self._dirty: Want | None = "session"
         self._failed_at: float | None = None
@@ -102,7 +119,7 @@ class PgvectorConversation:
         self._ran = False  # the open transaction has run a query: SET TRANSACTION can come no more
         self._rewritten = False
         self._memory: dict[tuple[str, str], Remembered] = {}
-        self._under: dict[int, tuple[PgReading, list[Restriction]]] = {}
+        self._under: dict[int, Under] = {}
         for name, value in where.parameters.items():
             self.status(name, value)
 
@@ -119,18 +136,23 @@ class PgvectorConversation:
             return None
         if self._failed_at is not None and self._engine.clock() - self._failed_at < RETRY:
             return None
-        catalogs, held = self._catalogs, self._catalogs.find(self._database)
+        held = self._catalogs.find(self._database)
         if self._dirty == "whole" or (held is None and not self._private):
             return "whole"
         if self._private:
             return self._dirty
         if self._number == 0 or held is not self._scope.catalog:
             if self._may_ask():
-                return "check" if catalogs.is_due(self._database) else "session"
+                return "check" if self._is_due() else "session"
             return self._dirty
         if self._dirty is not None:
             return self._dirty
-        return "check" if self._idle and self._may_ask() and catalogs.is_due(self._database) else None
+        return "check" if self._may_ask() and self._is_due() else None
+
+    def _is_due(self) -> bool:
+        """Inside of a transaction an answer is this connection's alone, and so is its age."""
+        since = self._engine.clock() - self._checked
+        return self._catalogs.is_due(self._database) and (self._status == "I" or since > BELIEVED)
 
     def _may_ask(self) -> bool:
         """Outside of a transaction, or in one that has run a query: otherwise SET TRANSACTION would fail."""
@@ -170,6 +192,7 @@ class PgvectorConversation:
         self._scope = Scope(catalog, standing.path, temporary, standing.temporary_schema)
         plain = not temporary and not self._private
         self._number = catalogs.scope(catalog, standing.path) if plain else catalogs.number()
+        self._checked = self._engine.clock()
         self._strings = standing.strings == "on"
         self._utf8 = is_utf8(standing.encoding) or standing.encoding == "SQL_ASCII"
         self._path = standing.search_path
@@ -243,7 +266,7 @@ class PgvectorConversation:
         if not REMEMBERED.isdisjoint(ours.methods):
             if len(self._under) >= MAX_REMEMBERED:
                 self._under.clear()
-            self._under.setdefault(id(ours), (ours, []))[1].append(under)
+            self._under.setdefault(id(ours), Under(ours)).since.append(under)
         self._rewritten = self._rewritten or made.changed
         return Rewriting(ours, made.text, notices=made.notices)
 
@@ -303,9 +326,8 @@ class PgvectorConversation:
                 kind = "prepared" if one.command == "PREPARE" else "cursor"
                 memory.pop((kind, name or ""), None)
                 if name and one.inner is not None and len(memory) < MAX_REMEMBERED:
-                    _, under = self._under.get(id(reading), (reading, list[Restriction]()))
-                    memory[kind, name] = Remembered(one.inner, frozenset(under), _holds(reading, one))
-                    del under[:-1]
+                    under = self._under.get(id(reading), Under(reading)).settled()
+                    memory[kind, name] = Remembered(one.inner, under, _holds(reading, one))
             case "DEALLOCATE" | "CLOSE CURSOR":
                 kind = "prepared" if one.command == "DEALLOCATE" else "cursor"
                 for key in [key for key in memory if key[0] == kind and name in (None, key[1])]:
