@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from agent.ca import create, issue
 from agent.tls_layer import MAX_HANDSHAKE, SLICE, TlsError, TlsLayer
@@ -55,6 +57,14 @@ def test_a_handshake_and_what_follows_pass_byte_by_byte(folder: Path, version: s
     assert peer.got == b"answer"
     secured = layer.secured()
     assert (secured.side, secured.version, secured.subject) == ("client", peer.tls.version(), None)
+
+
+def test_a_client_that_verifies_by_the_letter_takes_our_authoritys_certificates(folder: Path) -> None:
+    context = client_context(folder)
+    context.verify_flags |= ssl.VERIFY_X509_STRICT  # the default since Python 3.13
+    layer, peer = towards_client(folder), Peer(context)
+    shake(layer, peer)
+    assert peer.stands
 
 
 def test_what_follows_the_handshake_in_the_same_piece_is_not_lost(folder: Path) -> None:
@@ -108,6 +118,32 @@ def test_crumbs_of_a_handshake_are_bounded_too(folder: Path, monkeypatch: pytest
     with pytest.raises(TlsError) as raised:
         layer.receive(peer.take()[:150])
     assert raised.value.reason == "tls-handshake-too-large"
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_whatever_is_changed_on_the_way_nothing_but_a_tls_error_comes_of_it(
+    folder: Path, data: st.DataObject
+) -> None:
+    layer, peer = towards_client(folder), Peer(client_context(folder))
+    flight, said, plain, asked = 0, peer.take(), b"", False
+    struck = data.draw(st.integers(0, 2))
+    try:
+        while said and flight < 6:
+            piece = bytearray(said)
+            if flight == struck:
+                place = data.draw(st.integers(0, len(piece) - 1))
+                piece[place] ^= data.draw(st.integers(1, 255))
+            plain += layer.receive(bytes(piece))
+            said = peer.take(layer.outgoing())
+            if not said and layer.stands and peer.stands and not asked:
+                asked, said = True, peer.say(b"the question")
+            flight += 1
+    except TlsError:
+        assert layer.failed
+    except ssl.SSLError:
+        pass  # the peer found it first
+    assert plain in (b"", b"the question")
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1])
@@ -209,6 +245,26 @@ def test_a_requested_certificate_may_be_missing_but_not_a_strangers(folder: Path
     assert raised.value.reason == "tls-certificate"
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_resumed_session_has_the_subject_of_the_first(folder: Path, version: ssl.TLSVersion) -> None:
+    made = contexts(folder, client_cert="require", client_ca="ca.crt")
+    context = client_context(folder, "etl-1", maximum_version=version)
+    first, peer = made.layer("client", "127.0.0.1"), Peer(context)
+    shake(first, peer)
+    for piece in first.send([b"x"]):  # the tickets of TLS 1.3 come with the first bytes at the latest
+        peer.take(piece)
+    layer, again = made.layer("client", "127.0.0.1"), Peer(context)
+    again.tls.session = peer.tls.session
+    shake(layer, again)
+    assert again.tls.session_reused
+    assert layer.secured().subject == "CN=etl-1"
+    changed = contexts(folder, client_cert="require", client_ca="ca.crt")  # as after a reload
+    layer, again = changed.layer("client", "127.0.0.1"), Peer(context)
+    again.tls.session = peer.tls.session
+    shake(layer, again)
+    assert not again.tls.session_reused
+
+
 def test_a_servers_certificate_is_no_clients(folder: Path) -> None:
     layer = towards_client(folder, client_cert="request", client_ca="ca.crt")
     with pytest.raises(TlsError) as raised:
@@ -249,9 +305,7 @@ def meet(layer: TlsLayer, peer: Peer) -> None:
 @pytest.mark.parametrize(
     "tls", [{}, {"server_name": "db"}, {"ca": "db.crt"}, {"server": "require", "ca": None}]
 )
-def test_a_database_that_shows_the_right_certificate_is_believed(
-    folder: Path, tls: dict[str, Any]
-) -> None:
+def test_a_database_that_shows_the_right_certificate_is_believed(folder: Path, tls: dict[str, Any]) -> None:
     layer, peer = towards_server(folder, **tls), Peer(server_context(folder), server_side=True)
     meet(layer, peer)
     assert layer.stands
@@ -262,9 +316,7 @@ def test_a_database_that_shows_the_right_certificate_is_believed(
 @pytest.mark.parametrize(
     ("address", "tls"), [("127.0.0.2", {}), ("127.0.0.1", {"server_name": "other"})], ids=["address", "name"]
 )
-def test_a_certificate_for_another_name_is_refused(
-    folder: Path, address: str, tls: dict[str, Any]
-) -> None:
+def test_a_certificate_for_another_name_is_refused(folder: Path, address: str, tls: dict[str, Any]) -> None:
     layer, peer = towards_server(folder, address, **tls), Peer(server_context(folder), server_side=True)
     with pytest.raises(TlsError) as raised:
         meet(layer, peer)
@@ -298,9 +350,9 @@ def test_the_database_is_shown_our_certificate_when_it_asks(folder: Path) -> Non
 @pytest.mark.parametrize(("engine", "offered"), [("chroma", "http/1.1"), ("pgvector", "postgresql")])
 def test_the_engines_protocol_alone_is_offered(folder: Path, engine: str, offered: str) -> None:
     from agent.tls_contexts import TlsContexts
-    from tests.unit.agent.certs import settings
+    from tests.unit.agent.certs import settings as read_settings
 
-    layer = TlsContexts(settings(folder), engine, "enforce").layer("client", "::1")
+    layer = TlsContexts(read_settings(folder), engine, "enforce").layer("client", "::1")
     context = client_context(folder)
     context.set_alpn_protocols(["h2", offered])
     peer = Peer(context)
