@@ -263,6 +263,9 @@ class _Bringing:
 
     def _change(self, touched: Sequence[Reference]) -> bool:
         wrapped = self._wraps(touched)
+        # Every place is looked up before the first is changed: paths are of the tree as it was.
+        bodies = {wrap.reference.within: find(self._tree, wrap.reference.within) for wrap in wrapped}
+        example = examples(self._body())
         fence = bool(self._hidden.filters) and not all(is_calm(one) for one in self._bodies())
         changed = bring_writes(
             self._tree, self._statement, touched, self._hidden, self.treatments, fence, self._outermost()
@@ -271,9 +274,8 @@ class _Bringing:
         levels: dict[tuple[str | int, ...], list[Wrap]] = {}
         for wrap in wrapped:
             levels.setdefault(wrap.reference.within, []).append(wrap)
-        example = examples(self._body())
         for path, wraps in levels.items():
-            body = find(self._tree, path)
+            body = bodies[path] if path in bodies else find(self._tree, path)  # that of COPY is new
             outermost = path == self._outermost()
             Level(body, wraps, self._hidden, self._names, outermost, id(body) in example).expose()
         for wrap in wrapped:

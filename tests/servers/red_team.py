@@ -40,6 +40,7 @@ from tests import venvs
 PATIENCE = 60.0  # seconds for the database to start, and for any of its answers
 SUBJECT = Subject(Attribution.KERNEL, pid=1, uid=1000, user="app")
 SCHEMA = Path(__file__).parents[1] / "data" / "sql_red_team.sql"
+CORPUS_SCHEMA = Path(__file__).parents[1] / "data" / "sql" / "schema.sql"
 
 
 def binaries() -> Path:
@@ -73,7 +74,11 @@ class Database:
             self._stack.callback(self._stop)
             self._wait()
             where = ("-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres")
-            self._run("psql", *where, "-q", "-v", "ON_ERROR_STOP=1", text=SCHEMA.read_text())
+            quietly = (*where, "-q", "-v", "ON_ERROR_STOP=1")
+            self._run("psql", *quietly, text=SCHEMA.read_text())
+            self._run("psql", *quietly, text="CREATE DATABASE corpus;")
+            text = "CREATE EXTENSION vector;" + CORPUS_SCHEMA.read_text()
+            self._run("psql", *quietly, "-d", "corpus", text=text)
         except BaseException:
             self._stack.close()
             raise
@@ -107,10 +112,10 @@ class Database:
         self._server.send_signal(signal.SIGINT)  # ends its connections too
         self._server.wait(PATIENCE)
 
-    def connect(self) -> socket.socket:
+    def connect(self, name: str = "postgres") -> socket.socket:
         """A connection that is ready for queries."""
         made = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
-        startup = b"user\0postgres\0database\0postgres\0\0"
+        startup = b"user\0postgres\0database\0" + name.encode() + b"\0\0"
         made.sendall(pack("!ii", 8 + len(startup), 196608) + startup)
         buffer = b""
         while not any(kind == b"Z" for kind, _ in messages(buffer)):
@@ -177,13 +182,13 @@ class Answer:
 class Client:
     """One connection through a session under some rules."""
 
-    def __init__(self, database: Database, rules: str) -> None:
-        self._socket = database.connect()
+    def __init__(self, database: Database, rules: str, name: str = "postgres") -> None:
+        self._socket = database.connect(name)
         engine = PgvectorEngine("pg", hmac_key=b"k" * 32, clock=time.monotonic)
         where = Where(
             "postgres", "postgres", {"client_encoding": "UTF8", "standard_conforming_strings": "on"}
         )
-        conversation = engine.converse("pg", where)
+        self.conversation = conversation = engine.converse("pg", where)
         self.engine = engine
         self._learn(CatalogQuery(conversation))
         self._session = QueryPhase(engine, conversation, _Judge(rules), "pg", where, Bounds(), 1)

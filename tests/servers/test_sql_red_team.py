@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from agent.protocols.http import Refusal
 from agent.protocols.postgres_messages import message
+from policy.model import Action, Limit, Mask, Verdict
 from tests.servers.red_team import Client, Database, leaks, messages, texts_of
 from tests.venvs import NoVenv
 
@@ -189,6 +192,9 @@ ALIKE = (
     "DELETE FROM notes n USING docs d WHERE n.doc_id = d.id RETURNING n.id",
     """INSERT INTO docs (id, tenant, title) VALUES (1, 'acme', 'x'), (7, 'acme', 'y')
        ON CONFLICT (id) DO UPDATE SET title = excluded.title RETURNING id, title""",
+    "DELETE FROM docs WHERE id NOT IN (SELECT doc_id FROM notes) RETURNING id",
+    "UPDATE notes SET body = (SELECT title FROM docs d WHERE d.id = doc_id) WHERE id > 0 RETURNING id, body",
+    "UPDATE notes n SET body = 'x' WHERE EXISTS (SELECT FROM docs d WHERE d.id > n.doc_id) RETURNING n.id",
     "INSERT INTO notes (id, tenant, body) SELECT id + 10, tenant, title FROM docs RETURNING id, body",
     """MERGE INTO notes n USING docs d ON n.doc_id = d.id WHEN MATCHED THEN UPDATE SET body = d.title
        WHEN NOT MATCHED THEN INSERT (id, tenant, body) VALUES (d.id + 20, 'acme', d.title) RETURNING n.id""",
@@ -249,3 +255,52 @@ def test_a_result_is_masked_however_it_was_described(
     assert answer.rows == 3
     assert leaks("masks", answer, returns) == []
     assert {"docs.email", "docs.phone", "vectors"} <= answer.masks
+
+
+CORPUS = [
+    line.split(" | ", 4)[4]
+    for line in (Path(__file__).parents[1] / "data" / "sql" / "corpus.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+]
+RESTRICTIONS: dict[str, dict[str, Any]] = {
+    "vectors": {"vectors": False},
+    "masks": {"masks": (Mask("m", field="title"), Mask("m", field="body", how="hmac"))},
+    "scores": {"vectors": False, "masks": (Mask("m", scores=2),)},
+    "filter": {"filters": (("id", 1),), "filter_rules": ("f",)},
+    "fields": {"fields": frozenset({"id", "title"})},
+    "limit": {"limits": (Limit("top_k", 5, "clamp", "l"),)},
+}
+
+
+@pytest.mark.parametrize("name", RESTRICTIONS)
+def test_every_statement_of_the_corpus_is_rewritten_or_refused(database: Database, name: str) -> None:
+    """And what is rewritten is a statement to the database wherever the client's own was one."""
+    client, plain = Client(database, ALLOW, "corpus"), database.connect("corpus")
+    verdict = Verdict("allow", "r", None, "", "hash", **RESTRICTIONS[name])
+    changed = 0
+    try:
+        for text in CORPUS:
+            reading = client.conversation.read(text)
+            operation = client.conversation.operation(reading, None)
+            if Action.UNKNOWN in operation.actions:
+                continue
+            try:
+                made = client.conversation.rewrite(reading, operation, verdict)
+            except Refusal:
+                continue
+            if made.text != text and {*reading.methods} <= {"SELECT", "UPDATE", "DELETE", "INSERT", "MERGE"}:
+                changed += 1
+                assert not (_fails(plain, made.text) and not _fails(plain, text)), (text, made.text)
+    finally:
+        client.close()
+        plain.close()
+    assert changed > 100
+
+
+def _fails(connection: socket.socket, text: str) -> bool:
+    """Whether the database cannot prepare a statement; system columns are not there after a rewrite."""
+    connection.sendall(_parse(b"", text) + message(ord("S")))
+    data = b""
+    while not any(kind == b"Z" for kind, _ in messages(data)):
+        data += connection.recv(65536)
+    return any(kind == b"E" for kind, _ in messages(data)) and "ctid" not in text
