@@ -160,6 +160,10 @@ class Framer:
         size = self._size(self._buffer, self._at)
         return self._buffer[self._at] if size and self._at + size <= len(self._buffer) else None
 
+    def begins(self) -> int | None:
+        """The kind of the message that begins here, whole or not; None where nothing is left."""
+        return self._buffer[self._at] if self._at < len(self._buffer) else None
+
     def take_run(self, kind: int, most: int) -> tuple[bytes, int]:
         """As many whole messages of `kind` as stand here in a row, in one piece, and how many they are.
 
@@ -168,9 +172,12 @@ class Framer:
         """
         buffer, start, count = self._buffer, self._at, 0
         end = start
-        while end < len(buffer) and buffer[end] == kind:
-            size = self._size(buffer, end)
-            if size == 0 or end + size > len(buffer) or (count and end + size - start > most):
+        here, limit, unpack = len(buffer), self._limits.get(kind, -1) + 4, _TYPED.unpack_from
+        while end + HEADER <= here and buffer[end] == kind:
+            size = 1 + unpack(buffer, end)[1]
+            if not HEADER <= size <= limit + 1:
+                self._fail(kind, size - 1)
+            if end + size > here or (count and end + size - start > most):
                 break
             end += size
             count += 1

@@ -171,7 +171,8 @@ class QueryPhase(ExtendedSide):
             case Front.EXECUTE:
                 return self._take_execute(out, raw)
             case Front.SYNC:
-                read_empty(raw[HEADER:], "Sync", "client")
+                if len(raw) != HEADER:
+                    read_empty(raw[HEADER:], "Sync", "client")
                 self._take_sync(out)
             case Front.DESCRIBE:
                 return self._take_describe(out, raw)

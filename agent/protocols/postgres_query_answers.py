@@ -80,11 +80,13 @@ class AnsweringSide(RowsSide):
     def _read_server(self, out: Output) -> None:
         back = self._back
         while True:
-            kind = back.peek()
+            kind = back.begins()
             if kind is None:
                 return
             if (kind == Back.DATA_ROW or kind == Back.COPY_DATA) and not self._catalog.under_way:
                 run, count = back.take_run(kind, MAX_SLICE)
+                if not count:
+                    return
                 self._on_rows(out, kind, run, count)
                 continue
             taken = back.take()

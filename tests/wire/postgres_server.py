@@ -104,7 +104,7 @@ class Server:
         try:
             if kind == Front.QUERY:
                 self.statements.pop(b"", None)
-                return self._go_on(self._query(read_query(raw[HEADER:]).decode()))
+                return self._go_on(self._query(read_query(raw[HEADER:]).decode("utf-8", "replace")))
             if kind == Front.FUNCTION_CALL:
                 raise SqlError("42883", "function with OID 0 does not exist")
             if kind == Front.EXECUTE:
@@ -171,7 +171,7 @@ class Server:
             form = read_parse(raw[HEADER:])
             if not form.statement:
                 self.statements.pop(b"", None)
-            text = form.text.decode()
+            text = form.text.decode("utf-8", "replace")
             self._check(text)
             if form.statement in self.statements:
                 raise SqlError("42P05", "prepared statement already exists")

@@ -189,7 +189,9 @@ def messages_of(data: bytes) -> list[bytes]:
     found: list[bytes] = []
     while (taken := framer.take()) is not None:
         if taken.kind == Back.ERROR:
-            found.append(b"E" + taken.raw[taken.raw.index(b"\0C") + 2 :][:5])
+            code = taken.raw[taken.raw.index(b"\0C") + 2 :][:5]
+            # In a failed transaction a portal that is not known here may still stand there, of no use.
+            found.append(b"E25P02" if code == b"34000" else b"E" + code)
         else:
             found.append(taken.raw)
     return found
