@@ -76,10 +76,18 @@ def expression(walker: Walker, node: Node, frame: Frame, path: Path) -> Value:
         return handler(walker, inner, frame, (*path, kind))
     if kind in _LEAVES:
         return NOTHING
+    if kind == "CaseExpr" and "arg" in inner:
+        compares(walker.facts)
     if kind in _GENERIC:
         return through(_children(walker, inner, frame, (*path, kind)), "value")
     walker.facts.puzzle(f"expressions of the kind {kind} are not known")
     return ANYTHING
+
+
+def compares(facts: Facts) -> None:
+    """USING and CASE x WHEN look up the operator ``=`` by the search path, as if it stood there."""
+    if not facts.scope.operator(None, "="):
+        facts.puzzle("what the operator = does is not known")
 
 
 def _children(walker: Walker, node: Any, frame: Frame, path: Path) -> Value:
@@ -331,10 +339,8 @@ def _subquery(walker: Walker, node: Node, frame: Frame, path: Path) -> Value:
     value = NOTHING
     if "testexpr" in node:
         value = expression(walker, node["testexpr"], frame, (*path, "testexpr"))
-        operator = names(node.get("operName"))
-        if operator and not walker.facts.scope.operator(
-            operator[-2] if len(operator) > 1 else None, operator[-1]
-        ):
+        operator = names(node.get("operName")) or ("=",)  # IN
+        if not walker.facts.scope.operator(operator[-2] if len(operator) > 1 else None, operator[-1]):
             walker.facts.puzzle(f"what the operator {'.'.join(operator)} does is not known")
     found = walker.query(walker, node["subselect"], frame, (*path, "subselect"))
     if node.get("subLinkType") == "EXISTS_SUBLINK":

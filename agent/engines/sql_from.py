@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from agent.engines.sql_expressions import Walker, expression, listed
+from agent.engines.sql_expressions import Walker, compares, expression, listed
 from agent.engines.sql_functions import system_relation
 from agent.engines.sql_parse import names
 from agent.engines.sql_scope import (
@@ -105,6 +105,8 @@ def entry(walker: Walker, node: Node, frame: Frame, path: Path, within: Path, ou
         case "RangeFunction":
             return _function(walker, inner, frame, at)
         case "RangeTableSample":
+            if names(inner.get("method"))[-1:] not in (("system",), ("bernoulli",)):
+                walker.facts.puzzle("how TABLESAMPLE picks rows is not known")
             listed(walker, inner.get("args"), frame, (*at, "args"))
             if "repeatable" in inner:
                 expression(walker, inner["repeatable"], frame, (*at, "repeatable"))
@@ -252,6 +254,7 @@ def _merge(walker: Walker, join: Node, frame: Frame, left: list[Item], right: li
             item.used |= {name}
     if common:
         walker.facts.filtered = True
+        compares(walker.facts)
     frame.merged = [cell for cell in frame.merged if cell[0] not in common] + merged
     return merged
 

@@ -53,6 +53,10 @@ def test_an_operator_named_like_a_built_in_makes_it_unknown() -> None:
     evil = replace(scope.catalog, operators={**scope.catalog.operators, "=": (("public", None),)})
     assert resolve("SELECT id FROM documents WHERE title = 'x'", replace(scope, catalog=evil)).unknown
     assert resolve("SELECT id FROM documents WHERE title IN ('x')", replace(scope, catalog=evil)).unknown
+    assert resolve("SELECT id IN (SELECT 1) FROM documents", replace(scope, catalog=evil)).unknown
+    assert resolve("SELECT CASE id WHEN 1 THEN 2 END FROM documents", replace(scope, catalog=evil)).unknown
+    assert resolve("SELECT 1 FROM documents JOIN authors USING (id)", replace(scope, catalog=evil)).unknown
+    assert resolve("SELECT id FROM documents TABLESAMPLE mine (1)", scope).unknown
     assert not resolve("SELECT 1 OPERATOR(pg_catalog.=) 1", replace(scope, catalog=evil)).unknown
 
 
