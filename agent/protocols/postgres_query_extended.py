@@ -8,6 +8,8 @@ SQL's EXECUTE and FETCH alone. A function gives False where it must wait for an 
 
 from __future__ import annotations
 
+from typing import Final
+
 from agent.protocols.postgres_forms import (
     Bind,
     Execute,
@@ -26,6 +28,7 @@ from agent.protocols.postgres_query_state import MAX_NAME, Entry, Kind, Portal, 
 from agent.protocols.session import Output
 from agent.protocols.sql import Parameter
 
+MAX_LOOKED_AT: Final = 256  # outstanding messages; behind more of them an unknown name waits
 _CLOSE_NOTHING = {
     "statement": write_named(Front.CLOSE, Named("statement", b"vecward-nothing")),
     "portal": write_named(Front.CLOSE, Named("portal", b"vecward-nothing")),
@@ -36,6 +39,13 @@ class ExtendedSide(DecidingSide):
     """Statements and portals."""
 
     _flushed = False  # a Flush of ours was sent behind the last message
+
+    def _is_doubtful(self, table: object, name: bytes) -> bool:
+        """Whether a name that is not known now would be, if something outstanding failed."""
+        queue = self._queue
+        return len(queue) > MAX_LOOKED_AT or any(
+            change.table is table and change.name == name for entry in queue for change in entry.undo or ()
+        )
 
     def _forward(self, out: Output, raw: bytes, entry: Entry) -> None:
         out.to_server.append(raw)
@@ -93,6 +103,8 @@ class ExtendedSide(DecidingSide):
         names = self._names
         statement = names.statements.get(form.statement)
         if statement is None:
+            if self._is_doubtful(names.statements, form.statement):
+                return False
             self._fail(out, "26000", _no_statement(form.statement))
             return True
         if not names.is_settled(statement):
@@ -124,6 +136,8 @@ class ExtendedSide(DecidingSide):
         if form.of == "portal":
             portal = names.portals.get(form.name)
             if portal is None:
+                if self._is_doubtful(names.portals, form.name):
+                    return False
                 self._describe_cursor(out, raw, form.name)
                 return True
             if not names.is_settled(portal):
@@ -137,6 +151,8 @@ class ExtendedSide(DecidingSide):
             return True
         statement = names.statements.get(form.name)
         if statement is None:
+            if self._is_doubtful(names.statements, form.name):
+                return False
             self._fail(out, "26000", _no_statement(form.name))
             return True
         if not names.is_settled(statement):
@@ -183,6 +199,8 @@ class ExtendedSide(DecidingSide):
         form = read_execute(raw[HEADER:])
         portal = self._names.portals.get(form.portal)
         if portal is None:
+            if self._is_doubtful(self._names.portals, form.portal):
+                return False
             self._fail(out, "34000", _no_portal(form.portal))
             return True
         if not self._names.is_settled(portal):
@@ -234,6 +252,8 @@ class ExtendedSide(DecidingSide):
         known = table.get(form.name)
         entry = Entry(Kind.CLOSE)
         if known is None:
+            if self._is_doubtful(table, form.name):
+                return False
             # It may be a name of SQL's PREPARE or DECLARE, of which the conversation goes on knowing.
             self._forward(out, _CLOSE_NOTHING[form.of], entry)
             return True

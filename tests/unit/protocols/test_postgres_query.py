@@ -362,7 +362,8 @@ def test_what_is_no_message_ends_the_connection_and_goes_nowhere(data: bytes) ->
     [
         b"D\0\0\0\6\0\0", b"T\0\0\0\6\0\0", b"1\0\0\0\4", b"ZI", ready_for_query("I"),
         message(ord("W"), b"\0\0\0"), message(ord("K"), bytes(8)), message(ord("R"), bytes(4)),
-        message(ord("G"), b"\0\0\0"), b"q\0\0\0\4", message(ord("V"), bytes(4)), message(ord("E"), b"SERROR\0C42601\0Mx\0\0"),
+        message(ord("G"), b"\0\0\0"), b"q\0\0\0\4", message(ord("V"), bytes(4)),
+        message(ord("E"), b"SERROR\0C42601\0Mx\0\0"),
     ],
 )  # fmt: skip
 def test_an_answer_that_nothing_asked_for_ends_the_connection(data: bytes) -> None:
