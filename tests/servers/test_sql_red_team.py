@@ -101,7 +101,7 @@ def test_what_is_hidden_stays_hidden(
     clients: dict[str, Client], case: dict[str, Any], extended: bool
 ) -> None:
     client = clients[case["under"]]
-    client.ask("BEGIN")
+    answer = client.ask("BEGIN")
     try:
         for text in texts_of(case):
             is_one = text.startswith(("COPY", "SET")) or ";" in text
