@@ -3,7 +3,7 @@
 # ARGS="-k name -x" narrow `test`, `soak` and `bench`.
 PY = .cache/tool/bin/python
 .DEFAULT_GOAL = help
-.PHONY: help setup servers bpf demo test soak bench lint format man lock clean
+.PHONY: help setup servers bpf native demo test soak bench lint format man lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -13,6 +13,8 @@ servers: ## setup, and the venvs of the real databases and their clients
 	@packaging/dev/setup servers
 bpf: setup ## the BPF object
 	@if [ -e bpf/Makefile ]; then $(MAKE) -s --no-print-directory -C bpf; else echo "bpf: nothing to build yet"; fi
+native: bpf ## the compiled form, in build/native (packaging/native.txt)
+	@packaging/dev/setup native && packaging/dev/native
 demo: bpf ## Vecward on a real Chroma, in a network namespace of its own (HOST=1: on this host)
 	@[ "$$(id -u)" != 0 ] || packaging/dev/venv chroma requirements/chroma.txt >/dev/null
 	@$(PY) -m tests.demo
@@ -20,8 +22,10 @@ test: servers bpf ## every ring of tests that this machine can run, and why othe
 	@$(PY) -m tests.rings $(if $(RING),--ring $(RING)) -- $(ARGS)
 soak: servers bpf ## the full sizes, in shards of under an hour (SHARD=name for one)
 	@$(PY) -m tests.rings --ring soak --full $(if $(SHARD),--shard $(SHARD)) -- $(ARGS)
-bench: bpf ## the measurements of docs/performance.md, which it writes anew
-	@packaging/dev/setup bench && $(PY) -m tests.rings --ring bench --full $(if $(SHARD),--shard $(SHARD)) -- $(ARGS)
+bench: bpf ## the measurements of docs/performance.md, which it writes anew; of the compiled form
+	@packaging/dev/setup bench && packaging/dev/native
+	@cd build/native && ../../$(PY) -m tests.rings --ring bench --full $(if $(SHARD),--shard $(SHARD)) -- $(ARGS); \
+		status=$$?; cp docs/performance.md ../../docs/performance.md; exit $$status
 lint: setup ## ruff and mypy
 	@packaging/dev/lint
 format: setup ## ruff, in place

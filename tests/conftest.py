@@ -23,10 +23,10 @@ from tests import leaks, machine
 
 # Seconds one test may take: far above what it needs, far below what would hide a hang.
 LIMITS = {
-    "unit": 60, "harness": 120, "wire": 200, "servers": 600, "kernel": 200, "package": 600,
+    "unit": 60, "harness": 120, "wire": 200, "servers": 600, "kernel": 200, "native": 900, "package": 600,
     "soak": 3600, "bench": 3600,
 }  # fmt: skip
-STEERED = {"servers", "kernel", "soak", "bench"}  # rings that need root and eBPF
+STEERED = {"servers", "kernel", "native", "soak", "bench"}  # rings that need root and eBPF
 
 FULL = os.environ.get("VECWARD_TEST_SIZE") == "full"
 

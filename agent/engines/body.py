@@ -289,7 +289,9 @@ def norm(vector: Tree) -> float | None:
     if not is_vector(vector):
         return None
     try:
-        written: Any = vector if vector.__class__ is Raw else write(vector)
+        written = vector
+        if vector.__class__ is not Raw:
+            written = write(vector)
         return math.hypot(*_floats.decode(written))
     except (msgspec.DecodeError, ValueError, OverflowError):
         return None

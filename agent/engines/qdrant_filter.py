@@ -134,7 +134,7 @@ def condition(key: str, value: Scalar) -> dict[str, Tree]:
     return {"key": key, "match": {"value": value}}
 
 
-def nest(client: Tree, filters: tuple[tuple[str, Scalar], ...], ids: list[Tree] | None = None) -> Tree:
+def nest(client: Tree, filters: tuple[tuple[str, Scalar], ...], ids: Tree = None) -> Tree:
     """The client's filter AND ours, each whole; `ids` limits it to points named by id."""
     must: list[Tree] = [] if client is None else [as_object(client)]
     if ids is not None:

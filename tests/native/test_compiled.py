@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled form (packaging/dev/native) does what the sources do: their own tests are run on it.
+
+A compiled module checks types where Python does not, so a wrong annotation is a refusal there. The tests run
+in the copy of the tree that holds the compiled files, in a process of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.arena import ROOT
+
+TREE = ROOT / "build" / "native"
+_LISTED = (
+    "import importlib, sys; sys.path.insert(0, '.'); sys.path.insert(0, 'packaging/dev'); import native;"
+    "names = [p[:-3].replace('/', '.') for p in native.modules()];"
+    "files = [importlib.import_module(n).__file__ for n in names];"
+    "print([f for f in files if not f.endswith('.so')], len(files))"
+)
+
+
+@pytest.fixture(scope="module")
+def tree() -> Path:
+    if shutil.which("cc") is None or not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+        pytest.skip("no C compiler or no Python headers: the compiled form cannot be made here")
+    made = subprocess.run(
+        [ROOT / "packaging/dev/native", TREE], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    return TREE
+
+
+def run_here(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"VECWARD_TEST_SIZE": "small"},
+    )
+
+
+def test_every_listed_module_is_the_compiled_one(tree: Path) -> None:
+    done = run_here(tree, "-c", _LISTED)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[] "), done.stdout
+
+
+@pytest.mark.parametrize(
+    "suite",
+    ["tests/unit/protocols", "tests/unit/engines", "tests/unit/policy", "tests/wire"],
+)
+def test_the_compiled_form_passes_the_tests_of_its_sources(tree: Path, suite: str) -> None:
+    done = run_here(tree, "-m", "pytest", "-q", "--color=no", suite)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("file", ["test_main_job.py", "test_equal.py", "test_failures.py"])
+def test_the_compiled_form_does_the_main_job(tree: Path, file: str) -> None:
+    done = run_here(tree, "-m", "pytest", "-q", "--color=no", f"tests/servers/{file}")
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
