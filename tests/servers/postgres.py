@@ -44,7 +44,11 @@ def programs() -> Path:
 
 
 class PostgresStage(Stage):
-    """A stage with PostgreSQL. ``with PostgresStage() as stage: stage.start_postgres(); stage.vecward(...)``."""
+    """``with PostgresStage() as stage: stage.start_postgres(); stage.vecward(...)``."""
+
+    def __enter__(self) -> PostgresStage:
+        super().__enter__()
+        return self
 
     def __init__(self, waits: Literal["patient", "shipped"] = "patient") -> None:
         super().__init__("chroma", waits)
@@ -119,7 +123,7 @@ class PostgresStage(Stage):
         process = self.arena.popen(
             [str(programs() / name), *arguments], user=user, group="database" if direct else "clients",
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=self.folder,
-            env=self.environment(**words, **(environment or {})),
+            env=self.environment(**{**words, **(environment or {})}),
         )  # fmt: skip
         try:
             out, err = process.communicate(stdin.encode(), timeout=10 * PATIENCE)
