@@ -143,7 +143,8 @@ class PgvectorConversation:
             return self._dirty
         if self._number == 0 or held is not self._scope.catalog:
             if self._may_ask():
-                return "check" if self._is_due() else "session"
+                # Another worker's clients may have changed it: who comes new is not told what stood before.
+                return "check" if self._number == 0 or self._is_due() else "session"
             return self._dirty
         if self._dirty is not None:
             return self._dirty

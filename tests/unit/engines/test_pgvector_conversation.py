@@ -83,7 +83,7 @@ def unknown(conversation: PgvectorConversation, text: str) -> bool:
 def test_the_catalog_is_asked_for_once_by_all_connections_to_a_database() -> None:
     place = Place()
     assert place.learn(place.converse()) == ["whole"]
-    assert place.learn(place.converse()) == ["session"]
+    assert place.learn(place.converse()) == ["check"]
     assert place.learn(place.converse("other")) == ["whole"]
     first, second = place.converse(), place.converse()
     place.learn(first), place.learn(second)
