@@ -96,3 +96,56 @@ def test_what_holds_a_credential_does_not_show_it() -> None:
     for shown in (repr(settings), str(settings), repr(watched), repr([settings]), repr(snapshot), repr(tls)):
         assert SECRET not in shown
         assert "masking-key" not in shown
+
+
+VERIFIER_TEXT = (
+    "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:"
+    "wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU="
+)
+
+
+def held_file(folder: Path, name: str, text: str) -> str:
+    (folder / "credentials").mkdir(exist_ok=True)
+    file = folder / "credentials" / name
+    file.write_text(text)
+    file.chmod(0o600)
+    return name
+
+
+def test_a_postgresql_guard_holds_a_user_a_password_and_its_clients_verifiers(tmp_path: Path) -> None:
+    credential = {
+        "user": "app",
+        "password": held_file(tmp_path, "pg", "hunter2\n"),
+        "verifiers": held_file(tmp_path, "users", f'; comment\n"ada" "{VERIFIER_TEXT}"\n'),
+    }
+    guard = Guard(name="pg", engine="pgvector", ports=(5432,), credential=credential, auth="password")
+    assert read_credential(guard, tmp_path) == (
+        ("user", "app"), ("password", "hunter2"), ("verifier:ada", VERIFIER_TEXT),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["ada secret", '"ada" "md5abcdef"', '"ada" "hunter2"', f'"a" "{VERIFIER_TEXT}"\n"a" "{VERIFIER_TEXT}"'],
+)
+def test_a_verifier_file_names_its_line_and_shows_no_secret(line: str, tmp_path: Path) -> None:
+    credential = {"verifiers": held_file(tmp_path, "users", line)}
+    guard = Guard(name="pg", engine="pgvector", ports=(5432,), credential=credential, auth="password")
+    with pytest.raises(ConfigError) as error:
+        read_credential(guard, tmp_path)
+    assert "users:" in str(error.value)
+    assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"engine": "qdrant", "auth": "identity"},
+        {"engine": "pgvector", "auth": "relay", "credential": {"password": "x"}},
+        {"engine": "pgvector", "auth": "password"},
+        {"engine": "pgvector", "credential": {"verifiers": "x"}},
+    ],
+)
+def test_ways_to_know_a_client_that_do_not_go_together_are_refused(keys: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="auth"):
+        Guard.model_validate({"name": "pg", "ports": [5432], **keys})

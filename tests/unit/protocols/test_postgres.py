@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A PostgreSQL session from its first byte: what is forwarded, said and refused, at every cut."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from agent.protocols.postgres import PostgresSession
+from agent.protocols.postgres_auth import Custody
+from agent.protocols.postgres_messages import (
+    Back,
+    Framer,
+    message,
+    parameter_status,
+    read_startup,
+    server_limits,
+)
+from agent.protocols.scram import SaltedKeys, ScramClient, ScramServer, make_verifier
+from agent.protocols.session import Bounds, Intent, Output, ProtocolError, Result, Secured, TlsTerms
+from policy.model import Action, Operation, Verdict
+from tests.unit.protocols.fake_sql import ALLOW, DENY, FakeSqlEngine
+
+SSL = struct.pack(">II", 8, 80877103)
+GSS = struct.pack(">II", 8, 80877104)
+CANCEL = struct.pack(">III", 16, 80877102, 77) + b"keys"
+OK = message(Back.AUTHENTICATION, bytes(4))
+KEY = message(Back.BACKEND_KEY_DATA, b"\0\0\0\7abcd")
+READY = message(Back.READY_FOR_QUERY, b"I")
+SETTLED = parameter_status("server_version", "18.4") + KEY + READY
+VERIFIER = make_verifier(b"lovelace", b"0123456789abcdef", 4096)
+DATABASE = make_verifier(b"held", b"fedcba9876543210", 4096)
+
+
+def nonce(size: int) -> bytes:
+    return bytes(range(size))
+
+
+def startup(**parameters: str) -> bytes:
+    body = b"".join(k.encode() + b"\0" + v.encode() + b"\0" for k, v in parameters.items()) + b"\0"
+    return struct.pack(">II", len(body) + 8, 3 << 16) + body
+
+
+def judge(verdict: Verdict) -> Any:
+    class _Judge:
+        def __call__(self, operation: Operation) -> Verdict:
+            return verdict
+
+        def reads_body(self, operation: Operation) -> bool:
+            return True
+
+    return _Judge()
+
+
+def session(
+    auth: Any = "relay", verdict: Verdict = ALLOW, terms: TlsTerms | None = None, **custody: Any
+) -> PostgresSession:
+    held = Custody(auth=auth, decoy=b"decoy", **custody)
+    return PostgresSession(FakeSqlEngine(), judge(verdict), "pg", Bounds(), held, nonce, terms)
+
+
+def join(outputs: list[Output]) -> tuple[bytes, bytes, list[Any], str]:
+    """(to the database, to the client, records, close)."""
+    server = b"".join(b"".join(o.to_server) for o in outputs)
+    client = b"".join(b"".join(o.to_client) for o in outputs)
+    closes = [o.close for o in outputs if o.close != "no"]
+    return server, client, [r for o in outputs for r in o.records], closes[0] if closes else "no"
+
+
+def in_pieces(method: Callable[[bytes], Output], data: bytes, size: int) -> list[Output]:
+    return [method(data[at : at + size]) for at in range(0, len(data), size)]
+
+
+def request(code: int, rest: bytes = b"") -> bytes:
+    return message(Back.AUTHENTICATION, struct.pack(">I", code) + rest)
+
+
+def password(data: bytes) -> bytes:
+    return message(ord("p"), data)
+
+
+def sqlstate(client: bytes) -> str:
+    found = re.search(rb"\0C([0-9A-Z]{5})\0", client)
+    return found[1].decode() if found else ""
+
+
+ASK = startup(user="ada", database="vectors", application_name="unit")
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_a_relayed_session_begins_the_same_wherever_it_is_cut(size: int) -> None:
+    made = session()
+    server, client, records, close = join(in_pieces(made.client_data, GSS + SSL + ASK, size))
+    assert (server, client, close) == (ASK, b"NN", "no")
+    assert [type(r) for r in records] == [Intent]
+    assert records[0].operation.actions == {Action.SESSION}
+    assert records[0].head == {
+        "user": "ada", "database": "vectors", "protocol": "3.0", "auth": "relay", "application_name": "unit",
+    }  # fmt: skip
+    assert records[0].body is None
+    server, client, _, _ = join(in_pieces(made.server_data, request(5, b"salt"), size))
+    assert client == request(5, b"salt")
+    assert join(in_pieces(made.client_data, password(b"md5x\0"), size))[0] == password(b"md5x\0")
+    _, client, records, _ = join(in_pieces(made.server_data, OK + SETTLED, size))
+    assert client == OK + SETTLED
+    assert [r.outcome for r in records] == ["answered"]
+
+
+def test_identity_alone_lets_a_client_in_and_scram_is_the_guards() -> None:
+    made = session("identity", user="app", password=b"held", keys=SaltedKeys())
+    server, client, _, _ = join([made.client_data(ASK)])
+    packet = read_startup(server)
+    assert packet is not None
+    assert dict(packet[0].parameters) == {  # type: ignore[union-attr]
+        b"user": b"app", b"database": b"vectors", b"application_name": b"unit",
+    }  # fmt: skip
+    database = ScramServer(DATABASE, b"of the database 123", b"")
+    server, client, _, _ = join([made.server_data(request(10, b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0"))])
+    assert client == b""
+    first = server.partition(b"SCRAM-SHA-256\0")[2][4:]
+    server, client, _, _ = join([made.server_data(request(11, database.first(first)))])
+    proof = server[5:]
+    assert client == b""
+    _, client, records, _ = join([made.server_data(request(12, database.final(proof)) + OK + SETTLED)])
+    assert client == OK + SETTLED
+    assert records[-1].head == {"upstream-auth": "scram-sha-256"}
+    assert b"held" not in server
+
+
+def test_a_database_that_skips_its_proof_is_not_believed() -> None:
+    made = session("identity", password=b"held")
+    made.client_data(ASK)
+    made.server_data(request(10, b"SCRAM-SHA-256\0\0"))
+    with pytest.raises(ProtocolError) as error:
+        made.server_data(OK)
+    assert error.value.reason == "auth-unproven"
+
+
+@pytest.mark.parametrize(("code", "answer"), [(3, b"held\0"), (5, None)])
+def test_older_methods_are_answered_with_what_is_held(code: int, answer: bytes | None) -> None:
+    made = session("identity", password=b"held")
+    made.client_data(ASK)
+    server, client, _, _ = join([made.server_data(request(code, b"salt" if code == 5 else b""))])
+    assert client == b""
+    assert server.startswith(b"p")
+    if answer is not None:
+        assert server == password(answer)
+    else:
+        assert server[5:8] == b"md5"
+        assert len(server) == 5 + 36
+
+
+def test_what_the_guard_does_not_hold_is_not_asked_of_the_client() -> None:
+    made = session("identity")
+    made.client_data(ASK)
+    server, client, records, close = join([made.server_data(request(3))])
+    assert (server, sqlstate(client), close) == (b"", "28000", "both")
+    assert records[-1].outcome == "refused"
+
+
+def prove(made: PostgresSession, secret: bytes) -> tuple[bytes, bytes, list[Any], str]:
+    _, client, _, _ = join([made.server_data(OK + SETTLED)])
+    assert client == request(10, b"SCRAM-SHA-256\0\0")
+    mine = ScramClient(secret, b"of the client 12345", SaltedKeys())
+    first = mine.first()
+    initial = b"SCRAM-SHA-256\0" + struct.pack(">I", len(first)) + first
+    _, client, _, _ = join([made.client_data(password(initial))])
+    return join([made.client_data(password(mine.final(client[9:])))])
+
+
+def test_a_client_is_in_only_when_its_own_password_is_proven() -> None:
+    made = session("password", verifiers={"ada": VERIFIER})
+    made.client_data(ASK)
+    _, client, _, close = prove(made, b"lovelace")
+    framer = Framer("server", server_limits(1 << 20))
+    framer.feed(client)
+    kinds = []
+    while (found := framer.take()) is not None:
+        kinds.append(chr(found.kind))
+    assert kinds == ["R", "R", "S", "K", "Z"]
+    assert close == "no"
+
+
+@pytest.mark.parametrize(("user", "secret"), [("ada", b"wrong"), ("mallory", b"lovelace")])
+def test_a_wrong_password_and_an_unknown_user_end_alike(user: str, secret: bytes) -> None:
+    made = session("password", verifiers={"ada": VERIFIER})
+    made.client_data(startup(user=user))
+    server, client, records, close = prove(made, secret)
+    assert (server, sqlstate(client), close) == (b"", "28P01", "both")
+    assert OK not in client
+    assert records[-1].outcome == "refused"
+
+
+def test_nothing_is_forwarded_that_the_judge_denies() -> None:
+    for packet in (ASK, CANCEL):
+        made = session(verdict=DENY)
+        server, client, records, close = join([made.client_data(packet)])
+        assert (server, close) == (b"", "both")
+        assert [type(r) for r in records] == [Intent, Result]
+        assert sqlstate(client) == ("42501" if packet is ASK else "")
+
+
+def test_a_cancel_is_forwarded_as_it_came_and_ends_with_the_database() -> None:
+    made = session()
+    server, client, records, _ = join(in_pieces(made.client_data, CANCEL, 1))
+    assert (server, client) == (CANCEL, b"")
+    assert b"keys" not in repr(records).encode()
+    assert made.client_eof().close == "no"  # the database still has to read it
+    out = made.server_eof()
+    assert out.close == "both"
+    assert [r.outcome for r in out.records if isinstance(r, Result)] == ["answered"]
+
+
+@pytest.mark.parametrize(
+    ("packet", "state"),
+    [
+        (startup(user="ada", replication="true"), "42501"),
+        (startup(user="ada", replication="database"), "42501"),
+        (startup(user="ada", replication="on"), "42501"),
+        (startup(database="vectors"), "28000"),
+        (startup(user="x" * 64), "08P01"),
+        (startup(user="ada", database="y" * 64), "08P01"),
+        (startup(user="ada", Search_Path="a", search_path="b"), "08P01"),
+    ],
+)
+def test_a_startup_that_would_be_another_ones_is_refused_before_the_judge(packet: bytes, state: str) -> None:
+    server, client, _, close = join([session().client_data(packet)])
+    assert (server, sqlstate(client), close) == (b"", state, "both")
+
+
+def test_replication_that_is_said_to_be_off_is_no_replication() -> None:
+    packet = startup(user="ada", replication="off")
+    assert join([session().client_data(packet)])[0] == packet
+
+
+def test_what_the_database_says_of_the_held_credential_stays_here() -> None:
+    made = session("identity", user="app", password=b"held")
+    made.client_data(ASK)
+    fields = b'SFATAL\0VFATAL\0C28P01\0Mpassword authentication failed for user "app"\0\0'
+    _, client, records, close = join([made.server_data(message(Back.ERROR, fields))])
+    assert (sqlstate(client), close) == ("28000", "both")
+    assert b"app" not in client
+    assert records[-1].outcome == "failed"
+
+
+def test_the_clients_answer_is_passed_only_when_it_was_asked_for() -> None:
+    made = session()
+    made.client_data(ASK)
+    with pytest.raises(ProtocolError):
+        made.client_data(password(b"early\0"))
+    made = session()
+    made.client_data(ASK)
+    made.server_data(request(3))
+    made.client_data(password(b"once\0"))
+    with pytest.raises(ProtocolError):
+        made.client_data(password(b"twice\0"))
+
+
+def test_channel_binding_is_taken_out_of_what_is_offered() -> None:
+    made = session()
+    made.client_data(ASK)
+    _, client, _, _ = join([made.server_data(request(10, b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0"))])
+    assert client == request(10, b"SCRAM-SHA-256\0\0")
+    made = session()
+    made.client_data(ASK)
+    with pytest.raises(ProtocolError):
+        made.server_data(request(10, b"SCRAM-SHA-256-PLUS\0\0"))
+
+
+# -- TLS -------------------------------------------------------------------------------------------------
+
+
+def stands(side: Any, alpn: str | None = None) -> Secured:
+    return Secured(side, "TLSv1.3", "TLS_AES_256_GCM_SHA384", alpn, None, b"")
+
+
+def test_tls_is_agreed_on_and_the_session_begins_inside() -> None:
+    made = session(terms=TlsTerms("offered"))
+    out = made.client_data(SSL)
+    assert (out.to_client, out.secure) == ([b"S"], "client")
+    assert made.begin_tls("client") == b""
+    assert made.secured(stands("client")).to_server == []
+    assert join([made.client_data(ASK)])[0] == ASK
+
+
+def test_plain_bytes_behind_an_ssl_request_are_never_taken_for_encrypted_ones() -> None:
+    made = session(terms=TlsTerms("offered"))
+    assert made.client_data(SSL + ASK).secure == "client"
+    with pytest.raises(ProtocolError) as error:
+        made.begin_tls("client")
+    assert error.value.reason == "plain-before-tls"
+
+
+def test_direct_tls_needs_its_application_protocol() -> None:
+    hello = b"\x16\x03\x01\x00\x05hello"
+    for alpn, fine in (("postgresql", True), ("http/1.1", False), (None, False)):
+        made = session(terms=TlsTerms("offered"))
+        assert made.client_data(hello).secure == "client"
+        assert made.begin_tls("client") == hello
+        if fine:
+            made.secured(stands("client", alpn))
+            assert join([made.client_data(ASK)])[0] == ASK
+        else:
+            with pytest.raises(ProtocolError):
+                made.secured(stands("client", alpn))
+
+
+def test_where_tls_is_required_a_plain_startup_is_refused_and_a_cancel_is_not() -> None:
+    made = session(terms=TlsTerms("required"))
+    assert sqlstate(join([made.client_data(ASK)])[1]) == "28000"
+    assert join([session(terms=TlsTerms("required")).client_data(CANCEL)])[0] == CANCEL
+
+
+def test_tls_towards_the_database_comes_before_the_startup() -> None:
+    made = session(terms=TlsTerms(server=True))
+    assert join([made.client_data(ASK)])[0] == SSL
+    assert made.server_data(b"S").secure == "server"
+    assert made.begin_tls("server") == b""
+    assert join([made.secured(stands("server"))])[0] == ASK
+
+
+@pytest.mark.parametrize("answer", [b"SR", b"E", b"X"])
+def test_a_database_that_stuffs_its_answer_is_not_believed(answer: bytes) -> None:
+    made = session(terms=TlsTerms(server=True))
+    made.client_data(ASK)
+    with pytest.raises(ProtocolError):
+        made.server_data(answer)
+
+
+def test_a_database_without_tls_is_not_spoken_to_in_the_clear() -> None:
+    made = session(terms=TlsTerms(server=True))
+    made.client_data(ASK)
+    server, client, _, close = join([made.server_data(b"N")])
+    assert (server, sqlstate(client), close) == (b"", "08006", "both")
+
+
+def test_the_database_may_not_speak_before_it_was_asked() -> None:
+    with pytest.raises(ProtocolError):
+        session().server_data(READY)
+
+
+def test_a_session_that_is_cut_leaves_its_abort() -> None:
+    made = session()
+    made.client_data(ASK)
+    assert [r.reason for r in made.abandon("killed").records] == ["killed"]  # type: ignore[union-attr]
+    assert made.abandon("again").records == []
