@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# ruff: noqa: E501, S608 - tables of cases; the statements name our own tables
+# ruff: noqa: E501 - tables of cases; the statements name our own tables
 """The index: it finds what a scan of the segments finds, catches up, and is disposable."""
 
 from __future__ import annotations

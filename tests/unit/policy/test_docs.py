@@ -16,9 +16,8 @@ from tests.unit.policy.tables import NOW
 
 TEXT = (Path(__file__).parents[3] / "docs" / "policy.md").read_text()
 BLOCKS = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
-GUARDS = GuardContext(
-    tuple(GuardInfo(name, engine) for name, engine in (("qdrant-prod", "qdrant"), ("chroma", "chroma"))), NOW
-)
+NAMED = (("qdrant-prod", "qdrant"), ("chroma", "chroma"), ("pg", "pgvector"))
+GUARDS = GuardContext(tuple(GuardInfo(name, engine) for name, engine in NAMED), NOW)
 
 
 def test_every_key_of_the_language_is_in_the_reference() -> None:
@@ -37,7 +36,7 @@ def test_the_first_policy_of_the_reference_passes_its_own_cases() -> None:
 
 def test_every_rule_shown_in_the_reference_is_taken() -> None:
     shown = [block for block in BLOCKS if block.lstrip().startswith("- ")]
-    assert len(shown) == 3
+    assert len(shown) == 4
     for block in shown:
         load_policy([("docs", "version: 1\nrules:\n" + block)], GUARDS)
 
