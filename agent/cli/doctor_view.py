@@ -57,6 +57,8 @@ def _guard_checks(config: object) -> Iterator[Check]:
                 )
             else:
                 yield Check(name, True)
+            if guard.engine == "pgvector":
+                yield from _address_rules(name, port)
             if not _accepts(str(sockets[0].local), port):
                 yield Check(
                     f"{name} accepts",
@@ -64,6 +66,17 @@ def _guard_checks(config: object) -> Iterator[Check]:
                     "a connection was refused",
                     "vecward status says whether workers live",
                 )
+
+
+def _address_rules(name: str, port: int) -> Iterator[Check]:
+    """Lines of pg_hba.conf that act on the proxy's address; none of them is a fault."""
+    from agent.pg_hba import Unreadable, changed_lines, find_rules
+
+    try:
+        for line in changed_lines(find_rules(port)):
+            yield Check(f"{name} pg_hba.conf:{line}", True)
+    except Unreadable as error:
+        yield Check(f"{name} pg_hba.conf not read, look yourself: {error}", True)
 
 
 def _accepts(address: str, port: int) -> bool:
