@@ -310,3 +310,31 @@ def test_observe_changes_nothing_and_sees_who_asked_what(stage: PostgresStage) -
         assert stage.psql("SELECT count(*) FROM documents") == "500\n"
         found = scenario(stage, "psycopg", SECRET)
         assert json.loads(found)
+
+
+@pytest.mark.parametrize(
+    "how", ["sslmode=require", "sslmode=verify-full", "sslmode=require sslnegotiation=direct"]
+)
+def test_libpq_gets_the_tls_that_its_sslmode_promises(stage: PostgresStage, how: str) -> None:
+    key, certificate = stage.folder / "k.pem", stage.folder / "c.pem"
+    if not key.exists():
+        subprocess.run(
+            [
+                "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out",
+                str(certificate), "-days", "30", "-subj", "/CN=localhost", "-addext",
+                "subjectAltName=IP:127.0.0.1",
+            ], check=True, capture_output=True,
+        )  # fmt: skip
+        key.chmod(0o600)
+        certificate.chmod(0o644)
+    script = (
+        "import psycopg, sys\nwith psycopg.connect(sys.argv[1]) as c:\n"
+        "    print(c.execute('select 7').fetchone()[0], c.pgconn.ssl_in_use)\n"
+    )
+    trust = f" sslrootcert={certificate}" if "verify" in how else ""
+    tls = {"cert": str(certificate), "key": str(key)}
+    with vecward(stage, credential={"password": stage.hold("pg", SECRET)}, tls=tls):
+        done = stage.client(
+            script, f"host=127.0.0.1 user={OWNER} dbname=postgres {how}{trust}", user="nobody"
+        )
+        assert done.stdout == b"7 True\n"
