@@ -60,7 +60,6 @@ def psycopg_transactions() -> Any:
             "SELECT 1/0",
             "SELECT 'x'::int",
             "INSERT INTO t VALUES (1), (1)",
-
         ):
             try:
                 connection.execute("INSERT INTO t VALUES (9)")
