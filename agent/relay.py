@@ -69,7 +69,7 @@ class Relay:
         self._unread: tuple[tuple[str, int, bytes], ...] | None = None
         self._opened = self._draining = False
         self._closing: str | None = None
-        self._client_full = self._server_full = self._behind = self._securing = False
+        self._client_full = self._server_full = self._behind = self._securing = self._waits = False
         self.tls: tuple[Secured, ...] = ()  # the sides that speak TLS
         self.rebind: Callable[[Subject], None] | None = None  # of the session's judge
         client.set_write_buffer_limits(HIGH_WATER)
@@ -175,6 +175,9 @@ class Relay:
             return
         try:
             self._apply(method(*arguments))
+            if self._waits != (waits := getattr(self._session, "waits", False)):
+                self._waits = waits  # a session of PostgreSQL's: the client has to wait for an answer
+                self._regulate()
         except ProtocolError as error:
             self.host.count(f"protocol_{error.side}_{error.reason}")
             self._end(error.reason, reset=error.side == "server", message=error.message)
@@ -237,10 +240,8 @@ class Relay:
                 send_eof(self._client)
             case "server-eof":
                 send_eof(self._server)
-            case "both":
-                self._end("closed")
-            case "reset":
-                self._end("reset", reset=True)
+            case how:
+                self._end("closed" if how == "both" else how, reset=how == "reset")
 
     def _take_note(self, records: Sequence[Record]) -> RecordMode:
         """Count what is recorded; returns the mode in which it must be written: the strictest in it."""
@@ -268,7 +269,7 @@ class Relay:
 
     def _regulate(self) -> None:
         pause(self._server, self._client_full or self._behind)
-        pause(self._client, self._server_full or self._behind or self._securing)
+        pause(self._client, self._server_full or self._behind or self._securing or self._waits)
 
     # -- TLS ---------------------------------------------------------------------------------------
 
@@ -392,8 +393,7 @@ class Relay:
     def _summary(self) -> dict[str, Any]:
         reason = self._closing or "closed"
         summary = self.tally.summary(reason, self._protocol, self.bytes_in, self.bytes_out)
-        if self._unread is not None:
-            # Of what passed unread: bytes and SHA-256 of each direction.
+        if self._unread is not None:  # bytes and SHA-256 of each direction
             summary["unread"] = {
                 side: {"bytes": count, "sha256": digest} for side, count, digest in self._unread
             }

@@ -21,7 +21,7 @@ from agent.protocols.postgres_messages import (
     error_response,
 )
 from agent.protocols.postgres_opening import Opening, Phase
-from agent.protocols.postgres_query import QueryPhase
+from agent.protocols.postgres_query import READ_AHEAD, QueryPhase
 from agent.protocols.postgres_startup import lower_version
 from agent.protocols.postgres_wants import CatalogQuery
 from agent.protocols.session import Abort, Output, ProtocolError
@@ -43,6 +43,18 @@ class PostgresSession(Opening):
     _versions = False  # what protocol is spoken was said
 
     # -- Session -----------------------------------------------------------------------------------
+
+    @property
+    def is_reading(self) -> bool:
+        """Something has begun that a drain waits for: a startup, messages, a transaction."""
+        if self._queries is not None:
+            return self._queries.is_reading
+        return bool(self._prefix) or self._phase not in (Phase.OPENING, Phase.OVER)
+
+    @property
+    def waits(self) -> bool:
+        """The client should not be read on until the database has answered."""
+        return self._queries.waits if self._queries is not None else self._front.waiting > READ_AHEAD
 
     def client_data(self, data: bytes) -> Output:
         if self._queries is not None:
@@ -99,17 +111,17 @@ class PostgresSession(Opening):
         return out
 
     def abandon(self, reason: str) -> Output:
-        if self._queries is not None:
-            return self._queries.abandon(reason)
-        out = Output()
+        out = self._queries.abandon(reason) if self._queries is not None else Output()
         if self._open:
             self._open = False
-            out.records.append(Abort(1, reason))
+            out.records.insert(0, Abort(1, reason))
         return out
 
     def refuse_all(self, message: str) -> Output:
         if self._queries is not None:
-            return self._queries.refuse_all(message)
+            out = self._queries.refuse_all(message)
+            out.records[:0] = self.abandon(message).records
+            return out
         out = Output(close="both")
         if self._phase not in (Phase.CLIENT_TLS, Phase.CANCELLING, Phase.OVER):
             out.to_client.append(error_response("08P01", message, severity="FATAL"))
@@ -168,11 +180,11 @@ class PostgresSession(Opening):
         """One message of the database during authentication. False: it has to wait for the client."""
         if not self._versions:
             self._versions = True
-            if kind == Back.NEGOTIATE_VERSION:
-                out.to_client.append(self._take().raw)
+            own = self._take().raw[HEADER:] if kind == Back.NEGOTIATE_VERSION else None
+            if self._login is not None and (own is not None or self._login.lowered):
+                out.to_client.append(lower_version(self._login, own))
+            if own is not None:
                 return True
-            if self._login is not None and self._login.lowered:
-                out.to_client.append(lower_version())
         if kind == Back.AUTHENTICATION and self._client is not None:
             out.to_client.append(self._client.ask())
             self._phase = Phase.PASSWORD

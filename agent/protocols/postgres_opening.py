@@ -26,10 +26,11 @@ from agent.protocols.postgres_messages import (
     read_startup,
     server_limits,
 )
+from agent.protocols.postgres_query_record import denied
 from agent.protocols.postgres_startup import Login, cancel_operation, read_login, startup_operation
 from agent.protocols.session import Bounds, Intent, Judge, Output, ProtocolError, Result, Secured, TlsTerms
 from agent.protocols.sql import SqlEngine
-from policy.model import Operation
+from policy.model import Operation, Verdict
 
 ALPN: Final = "postgresql"  # of direct TLS (54.2.9)
 TLS_RECORD: Final = b"\x16"  # first byte of a ClientHello
@@ -141,12 +142,15 @@ class Opening:
         self._phase = Phase.CLIENT_TLS
 
     def _start(self, out: Output, startup: StartupMessage) -> None:
-        if self._terms.client == "required" and "client" not in self._tls:
-            raise AuthRefused(
-                "28000", "tls-required", "this database is spoken to over TLS: set sslmode=require"
-            )
-        login = self._login = read_login(startup, self._custody)
         operation = startup_operation(self._engine.name, self._guard, len(startup.raw))
+        try:
+            if self._terms.client == "required" and "client" not in self._tls:
+                text = "this database is spoken to over TLS: set sslmode=require"
+                raise AuthRefused("28000", "tls-required", text)
+            login = self._login = read_login(startup, self._custody)
+        except AuthRefused as refused:
+            self._intend(out, operation, denied(self._judge(operation), refused.text), startup.raw, {})
+            raise
         self._front.feed(self._prefix)
         self._prefix = b""
         if self._is_allowed(out, operation, startup.raw, login.head(self._custody.auth)):
@@ -169,10 +173,7 @@ class Opening:
     ) -> bool:
         """Record the intent; a refusal is said and ends the connection. `judged` is hashed, never kept."""
         verdict = self._judge(operation)
-        out.records.append(
-            Intent(1, operation, verdict, head, None, sha256(judged).digest(), operation.bytes)
-        )
-        self._open = True
+        self._intend(out, operation, verdict, judged, head)
         if verdict.outcome == "allow":
             return True
         if not quiet:
@@ -180,6 +181,13 @@ class Opening:
         self._finish(out, "refused", {"sqlstate": "42501"}, verdict.message)
         self._phase, out.close = Phase.OVER, "both"
         return False
+
+    def _intend(
+        self, out: Output, operation: Operation, verdict: Verdict, judged: bytes, head: dict[str, str]
+    ) -> None:
+        digest = sha256(judged).digest()
+        out.records.append(Intent(1, operation, verdict, head, None, digest, operation.bytes))
+        self._open = True
 
     def _forward(self, out: Output, packet: bytes, then: Phase) -> None:
         self._packet, self._after = packet, then
@@ -207,8 +215,12 @@ class Opening:
 
     def _guarded(self, out: Output, step: Callable[[Output], None]) -> None:
         """Run a step; what it refuses is said to the client, recorded, and ends the connection."""
+        was_open = self._open
         try:
             step(out)
+        except ProtocolError:
+            self._open = was_open  # nobody sees `out`: what it recorded has not happened
+            raise
         except AuthRefused as refused:
             out.to_client.append(error_response(refused.sqlstate, refused.text, severity="FATAL"))
             head = {"sqlstate": refused.sqlstate, "reason": refused.reason}

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from typing import Final, Literal
 
+from agent.protocols import budget
 from agent.protocols.postgres_forms import read_empty, read_query, write_query
 from agent.protocols.postgres_messages import HEADER, Front, Message, error_response, message
 from agent.protocols.postgres_query_decide import Refused
@@ -23,6 +25,7 @@ from agent.protocols.postgres_query_record import MAX_SLICE, denied
 from agent.protocols.postgres_query_state import MAX_OUTSTANDING, Entry, Kind
 from agent.protocols.session import Abort, Intent, Output, ProtocolError, Result
 
+READ_AHEAD: Final = 128 * 1024  # bytes that may wait before the client is not read on; a password fits
 _FLUSH = message(Front.FLUSH)
 _SYNC = message(Front.SYNC)
 _SYNC_ENTRY = Entry(Kind.SYNC)  # they are all alike
@@ -41,6 +44,7 @@ class QueryPhase(ExtendedSide):
     """
 
     _stalled: Message | None = None  # read, but what it means is not known yet
+    _hold: budget.Hold | None = None  # of the bytes that wait here
     _aside = 0  # Syncs in the middle of a COPY FROM STDIN: read by the database if the COPY fails
     _client_ended = False
     _never: AbstractSet[int] = frozenset()  # exchanges of an output that was lost
@@ -53,14 +57,27 @@ class QueryPhase(ExtendedSide):
 
     @property
     def waits(self) -> bool:
-        """The client must not be read on: what it sent waits for an answer of the database."""
-        return self._stalled is not None
+        """The client should not be read on: much of what it sent waits for an answer of the database."""
+        return self._stalled is not None and self._front.waiting > READ_AHEAD
+
+    @property
+    def is_reading(self) -> bool:
+        """A drain waits: a message has begun, an answer is awaited, or a transaction is open."""
+        return (
+            bool(self._queue)
+            or self._status != "I"
+            or self._open
+            or self._stalled is not None
+            or self._catalog.under_way
+            or self._front.waiting > 0
+        )
 
     def client_data(self, data: bytes) -> Output:
         out = Output()
         try:
             self._front.feed(data)
             self._read_client(out)
+            self._count_held("client")
         except ProtocolError:
             self._lose(out)
             raise
@@ -70,10 +87,23 @@ class QueryPhase(ExtendedSide):
         out = Output()
         try:
             self._read_answers(out, data)
+            self._count_held("server")
         except ProtocolError:
             self._lose(out)
             raise
         return out
+
+    def _count_held(self, side: Literal["client", "server"]) -> None:
+        """Count what waits here of both sides against the worker's budget. Raises ProtocolError."""
+        stalled = len(self._stalled.raw) if self._stalled is not None else 0
+        size = self._front.waiting + self._back.waiting + stalled
+        if size <= budget.FREE:
+            self._hold = None
+            return
+        if self._hold is None:
+            self._hold = self._bounds.budget.hold()
+        if not self._hold.resize(size):
+            raise ProtocolError(budget.REASON, self._bounds.budget.message, side)
 
     def _lose(self, out: Output) -> None:
         """The output of a read that ends in an error is never seen: nothing in it has happened."""

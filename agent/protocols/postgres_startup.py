@@ -21,10 +21,12 @@ from agent.protocols.postgres_messages import (
     message,
     startup_message,
 )
+from agent.protocols.session import ProtocolError
 from agent.protocols.sql import Where
 from policy.model import Action, Operation
 
 MAX_MINOR: Final = 2  # protocol 3.2; what later ones change is not known here
+EXTENSION: Final = b"_pq_."  # of the protocol itself: what one would change is not known here either
 MAX_HEAD: Final = 256  # characters of one startup parameter in the record
 STARTUP: Final = "StartupMessage"
 CANCEL: Final = "CancelRequest"
@@ -42,7 +44,8 @@ class Login:
     parameters: Mapping[str, str] = field(repr=False)  # by lower-case name, as sent
     packet: bytes = field(repr=False)  # what the database gets
     minor: int
-    lowered: bool  # the client asked for a later protocol than is spoken here
+    lowered: bool  # the client asked for a later protocol than is spoken here, or for an extension
+    extensions: tuple[bytes, ...] = ()  # that it asked for, and the database does not hear of
 
     @property
     def where(self) -> Where:
@@ -75,17 +78,31 @@ def read_login(startup: StartupMessage, custody: Custody) -> Login:
         parameters[key] = value.decode("utf-8", "surrogateescape")
     parameters.update(user=upstream, database=database)
     minor = min(startup.minor, MAX_MINOR)
+    extensions = tuple(name for name, _ in startup.parameters if name.startswith(EXTENSION))
+    lowered = minor != startup.minor or bool(extensions)
     packet = startup.raw
-    if upstream != user or minor != startup.minor:
-        forwarded = dict(startup.parameters)
+    if upstream != user or lowered:
+        forwarded = {k: v for k, v in startup.parameters if k not in extensions}
         forwarded[b"user"], forwarded[b"database"] = upstream.encode(), database.encode()
         packet = startup_message(minor, forwarded)
-    return Login(user, upstream, database, parameters, packet, minor, minor != startup.minor)
+    return Login(user, upstream, database, parameters, packet, minor, lowered, extensions)
 
 
-def lower_version() -> bytes:
-    """NegotiateProtocolVersion: 3.2 is the latest here."""
-    return message(Back.NEGOTIATE_VERSION, (3 << 16 | MAX_MINOR).to_bytes(4, "big") + bytes(4))
+def lower_version(login: Login, answer: bytes | None = None) -> bytes:
+    """NegotiateProtocolVersion (54.7): nothing after `login.minor`, or after what the database's own says.
+
+    And no extension. `answer`: the body of the database's. Raises ProtocolError.
+    """
+    latest, refused = (3 << 16 | login.minor).to_bytes(4, "big"), b""
+    count = len(login.extensions)
+    if answer is not None:
+        if len(answer) < 8:
+            text = "a NegotiateProtocolVersion that is not of its form"
+            raise ProtocolError("message-form", text, "server")
+        latest, refused = answer[:4], answer[8:]
+        count += int.from_bytes(answer[4:8], "big")
+    names = b"".join(name + b"\0" for name in login.extensions)
+    return message(Back.NEGOTIATE_VERSION, latest + (count & 0xFFFFFFFF).to_bytes(4, "big") + names + refused)
 
 
 def startup_operation(engine: str, guard: str, size: int) -> Operation:

@@ -348,3 +348,71 @@ def test_a_session_that_is_cut_leaves_its_abort() -> None:
     made.client_data(ASK)
     assert [r.reason for r in made.abandon("killed").records] == ["killed"]  # type: ignore[union-attr]
     assert made.abandon("again").records == []
+
+
+# -- what is recorded and held -----------------------------------------------------------------------------
+
+
+def test_a_startup_that_is_refused_before_its_rules_is_on_record_too() -> None:
+    for made, packet, reason in (
+        (session(), startup(user="ada", replication="on"), "replication"),
+        (session(terms=TlsTerms("required")), ASK, "tls-required"),
+    ):
+        server, _, records, close = join([made.client_data(packet)])
+        assert (server, close) == (b"", "both")
+        assert [type(r) for r in records] == [Intent, Result]
+        assert records[0].verdict.outcome == "deny"
+        assert (records[1].outcome, records[1].head["reason"]) == ("refused", reason)
+
+
+def test_an_answer_that_is_lost_with_an_error_leaves_no_exchange_open() -> None:
+    """What waits behind the startup is no message: nobody sees the output that said how the startup ended."""
+    made = session("identity", user="app")
+    made.client_data(ASK + message(ord("p"), b"never asked for\0"))
+    made.server_data(OK + parameter_status("server_version", "18.4"))
+    with pytest.raises(ProtocolError):
+        made.server_data(READY)
+    ends = [r.n for r in made.refuse_all("over").records + made.abandon("over").records]
+    assert ends == [1]
+
+
+EXTENSION = startup(**{"user": "ada", "_pq_.future": "on"})
+
+
+def test_an_extension_of_the_protocol_never_reaches_the_database() -> None:
+    made = session()
+    server, _, _, _ = join([made.client_data(EXTENSION)])
+    assert server == startup(user="ada", database="ada")
+    own = b"\0\3\0\0" + struct.pack(">I", 1) + b"_pq_.future\0"
+    assert join([made.server_data(OK)])[1] == message(Back.NEGOTIATE_VERSION, own) + OK
+
+
+def test_a_database_that_talks_down_itself_does_it_in_one_message() -> None:
+    made = session()
+    late = bytearray(EXTENSION)
+    late[6:8] = (2).to_bytes(2, "big")
+    made.client_data(bytes(late))
+    _, client, _, _ = join([made.server_data(message(Back.NEGOTIATE_VERSION, b"\0\3\0\0" + bytes(4)) + OK)])
+    own = b"\0\3\0\0" + struct.pack(">I", 1) + b"_pq_.future\0"
+    assert client == message(Back.NEGOTIATE_VERSION, own) + OK
+    made = session()
+    made.client_data(ASK)
+    with pytest.raises(ProtocolError):
+        made.server_data(message(Back.NEGOTIATE_VERSION, b"\0\3\0\0"))
+
+
+def test_a_drain_waits_for_a_startup_and_not_for_a_connection_that_says_nothing() -> None:
+    made = session()
+    assert not made.is_reading
+    made.client_data(ASK[:5])
+    assert made.is_reading
+    made.client_data(ASK[5:])
+    assert made.is_reading
+
+
+def test_a_client_that_runs_ahead_of_its_startup_is_not_read_on() -> None:
+    made = session("identity", user="app")
+    made.client_data(ASK)
+    assert not made.waits
+    made.client_data(message(ord("Q"), b"x" * 200_000 + b"\0"))
+    assert made.waits

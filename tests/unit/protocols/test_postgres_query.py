@@ -13,10 +13,12 @@ told apart.
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, replace
 
 import pytest
 
+from agent.protocols.budget import Budget
 from agent.protocols.postgres_forms import (
     Bind,
     Execute,
@@ -407,9 +409,50 @@ def test_a_client_that_does_not_stop_while_it_must_wait_is_cut_off() -> None:
     t = talk(bounds=Bounds(body=1000, pipelined=1000))
     t.session.client_data(query("CREATE x"))
     t.session.client_data(query("SELECT 1"))
-    assert t.session.waits
     with pytest.raises(ProtocolError, match="more than 1000 bytes wait"):
         t.session.client_data(query("SELECT 1") * 300)
+
+
+def test_a_client_that_runs_ahead_is_not_read_on_until_an_answer_came() -> None:
+    t = talk()
+    out = t.session.client_data(query("CREATE x") + query("SELECT 1"))
+    assert not t.session.waits  # that it goes away should be seen
+    t.session.client_data(query("SELECT '" + "x" * 200_000 + "'")[:150_000])
+    assert t.session.waits
+    while out.to_server:
+        out = t.session.server_data(t.server.feed(b"".join(out.to_server)))
+    assert not t.session.waits
+
+
+def test_what_waits_is_counted_against_the_budget_of_the_worker_and_given_back() -> None:
+    shared = Budget(limit=100_000)
+    t = talk(bounds=Bounds(budget=shared))
+    large = query("SELECT '" + "x" * 150_000 + "'")
+    t.session.client_data(large[:60_000])
+    assert shared.held == 60_000
+    with pytest.raises(ProtocolError, match="max_held"):
+        t.session.client_data(large[60_000:120_000])
+    t = talk(bounds=Bounds(budget=shared))
+    t.session.client_data(large[:30_000])
+    gc.collect()
+    assert shared.held == 30_000
+    t.played.add(t.session.client_data(large[30_000:40_000]))
+    assert shared.held == 40_000
+    del t
+    gc.collect()
+    assert shared.held == 0
+
+
+def test_a_drain_waits_for_answers_and_for_the_end_of_a_transaction() -> None:
+    t = talk()
+    assert not t.session.is_reading
+    t.session.client_data(query("SELECT 1")[:3])
+    assert t.session.is_reading
+    t = talk()
+    t.say(query("BEGIN"))
+    assert t.session.is_reading
+    t.say(query("COMMIT"))
+    assert not t.session.is_reading
 
 
 def test_names_that_the_database_would_cut_off_are_not_taken() -> None:
