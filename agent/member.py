@@ -69,8 +69,10 @@ class Member:
             self.told.move_to_end(id(subject))
             self.send(Identified(question.id, None, told[0]))
             return
-        number = len(self.told)
-        if number >= MAX_KEPT_SUBJECTS:
-            number = self.told.popitem(last=False)[1][0]
-        self.told[id(subject)] = number, subject
+        full = len(self.told) >= MAX_KEPT_SUBJECTS
+        number = next(iter(self.told.values()))[0] if full else len(self.told)
+        # Sent first: a number that is noted but never left would be another's Subject over there.
         self.send(Identified(question.id, subject, number))
+        if full:
+            self.told.popitem(last=False)
+        self.told[id(subject)] = number, subject

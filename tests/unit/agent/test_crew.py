@@ -10,6 +10,7 @@ import socket
 import struct
 import sys
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -522,6 +523,35 @@ def test_a_worker_that_keeps_subjects_is_sent_each_once(
             assert len(here.crew.members[0].told) == 2
 
     run(story)
+
+
+def test_a_subject_that_cannot_be_sent_leaves_no_number_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the number alone would be sent next, and be another's Subject to the worker."""
+    monkeypatch.setattr("agent.member.MAX_KEPT_SUBJECTS", 2)
+    sent: list[tuple[Subject | None, int]] = []
+
+    class Wire:
+        def send(self, payload: bytes, descriptors: object) -> None:
+            message = messages.decode_agent(payload)
+            assert isinstance(message, Identified)
+            if message.subject is not None and message.subject.pid == 9:
+                raise ValueError("too long")
+            sent.append((message.subject, message.number))
+
+    member = Member(1, -1, Path("/"), 1, Wire())  # type: ignore[arg-type]
+    question = Identify(5, "q", 1, ("127.0.0.1", 5), ("127.0.0.1", 6333), keeps=True)
+    one, two, three, bad = (Subject(Attribution.KERNEL, pid=pid) for pid in (1, 2, 3, 9))
+    there: dict[int, Subject] = {}  # what the worker has
+    for subject in (bad, one, bad, two, bad, three, one, bad, two, three, one):
+        for _ in range(2):
+            sent.clear()
+            with pytest.raises(ValueError, match="too long") if subject is bad else nullcontext():
+                member.tell(question, subject)
+            for given, number in sent:
+                if given is not None:
+                    there[number] = given
+                assert there[number] == subject
+            assert len(sent) == (subject is not bad)
 
 
 def test_a_worker_gets_further_segments_and_word_of_its_own_stream_alone(tmp_path: Path) -> None:
