@@ -120,11 +120,12 @@ class Recent:
         if self._host.systemd_v1:  # a process may change its v1 cgroup unseen
             return None
         began = self._clock()
+        marks = self._marks(record)  # first: an execve between them and `changed` must show afterwards
         own = self._executed(record.tgid, record.start_ns)
         parent = self._executed(record.parent_tgid, record.parent_start_ns)
         changed = max(one.exec_ns or 0 for one in (own, parent) if one) if own or parent else 0
         try:
-            return Attempt(began, *self._marks(record), changed, self._parent_link(record))
+            return Attempt(began, *marks, changed, self._parent_link(record))
         except OSError:  # it has ended
             return None
 

@@ -198,6 +198,27 @@ def test_what_was_read_after_an_execve_says_nothing_of_the_next(world: World, pi
     assert world.connects() is None
 
 
+@pytest.mark.parametrize("pid", [50, PARENT])
+def test_an_execve_in_the_middle_of_the_beginning_is_not_missed(world: World, pid: int) -> None:
+    """Its time would be unknown, and a connection of the program before be given the next one's arguments."""
+    world.exec(pid, 19.5)
+    asked: list[int] = []
+
+    def executed(tgid: int, _: int) -> ExecRecord | None:
+        found = world.executed.get(tgid)
+        asked.append(tgid)
+        if asked == [50, PARENT]:
+            world.exec(pid, 20.5)
+        return found
+
+    world.recent._executed = executed
+    assert world.recent.begin(world.record) is None
+    attempt = world.recent.begin(world.record)
+    assert attempt is not None
+    world.recent.keep(attempt, world.record, 7, world.seen(), SUBJECT)
+    assert world.recent._kept == {}
+
+
 def test_nothing_is_known_for_long(world: World) -> None:
     world.read()
     assert world.connects(KEEP_S * 0.9) is SUBJECT
