@@ -263,6 +263,7 @@ int BPF_PROG(process_exec, struct task_struct *task, int old_pid, struct linux_b
 		return 0;
 	process_key_of(&key, task);
 	process_image(kept, task);
+	process_facts(kept, task);
 	kept->executed = bpf_ktime_get_boot_ns();
 	kept->cgroup = bpf_get_current_cgroup_id();
 	bpf_probe_read_kernel_str(kept->filename, sizeof(kept->filename), BPF_CORE_READ(bprm, filename));
@@ -285,8 +286,10 @@ int BPF_PROG(process_fork, struct task_struct *parent, struct task_struct *child
 	process_key_of(&above, parent);
 	from = bpf_map_lookup_elem(&processes, &above);
 	if (from)
-		__builtin_memcpy(kept, from, sizeof(*kept)); /* the same image until it execs */
-	process_image(kept, child);
+		__builtin_memcpy(kept, from, sizeof(*kept)); /* what was executed: prctl may have put another file there */
+	else
+		process_image(kept, child);
+	process_facts(kept, child);
 	kept->exited = 0;
 	kept->cgroup = bpf_get_current_cgroup_id();
 	keep_process(&key, kept);

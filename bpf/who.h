@@ -145,12 +145,17 @@ static __always_inline void process_key_of(struct process_key *key, struct task_
 
 static __always_inline void process_image(struct process *kept, struct task_struct *task)
 {
-	struct task_struct *parent = BPF_CORE_READ(task, group_leader, real_parent, group_leader);
 	struct inode *exe = BPF_CORE_READ(task, mm, exe_file, f_inode);
 
 	kept->exe_ino = BPF_CORE_READ(exe, i_ino);
 	kept->exe_dev = BPF_CORE_READ(exe, i_sb, s_dev);
 	kept->exe_ctime = ctime_of(exe);
+}
+
+static __always_inline void process_facts(struct process *kept, struct task_struct *task)
+{
+	struct task_struct *parent = BPF_CORE_READ(task, group_leader, real_parent, group_leader);
+
 	kept->parent_tgid = BPF_CORE_READ(parent, tgid);
 	kept->parent_start = start_of(parent);
 	kept->uid = BPF_CORE_READ(task, cred, uid.val);

@@ -183,23 +183,13 @@ class Observer:
 
         prctl(PR_SET_MM_MAP) lets a process put any file it may execute there, with a capability that
         every user has in a user namespace of its own (kernel/sys.c, checkpoint_restore_ns_capable).
-        Children inherit the exchanged file with a record that shows it, so for a process that has
-        executed nothing itself the one that did is looked up.
+        A fork's record says what the process that it comes from has executed, or had when it was first seen.
         """
-        for _ in range(MAX_PARENTS):
-            if executed is None or executed.exe is None or record.exe is None or executed.exec_ns is None:
-                return False
-            if executed.exec_ns >= record.connect_ns:
-                return False  # the record is of the image before it
-            if not _same(executed.exe, record.exe):
-                return True
-            if executed.exec_ns >= executed.start_ns or not executed.parent_tgid:
-                return False
-            parent = self.executed(executed.parent_tgid, executed.parent_start_ns or 0)
-            if parent is None or parent.exec_ns != executed.exec_ns:
-                return False  # not known any more, or it has executed another program since
-            executed = parent
-        return False
+        if executed is None or executed.exe is None or record.exe is None:
+            return False
+        if (executed.exec_ns or 0) >= record.connect_ns:
+            return False  # the record is of the image before it
+        return not _same(executed.exe, record.exe)
 
     def _parents(self, record: KernelRecord, child_start: int, into: Observation) -> None:
         """The parent as it was when the child connected, and who stands above it now."""

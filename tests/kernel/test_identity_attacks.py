@@ -278,6 +278,22 @@ def test_an_executable_exchanged_by_prctl_is_foreign(scene: Scene, forks: int) -
     assert caller.subject().exe == f"foreign:{scene.app}"
 
 
+@pytest.mark.parametrize("forks", [1, 2])
+def test_an_executable_exchanged_by_an_ancestor_that_executed_on_is_foreign(scene: Scene, forks: int) -> None:
+    """The record of who exchanged it is overwritten by then: a child's own must show what was executed."""
+    later = "import sys; sys.stdin.read()"
+    fork = f"if os.fork(): os.execv({PYTHON!r}, ['x', '-c', {later!r}])\n"
+    wait = f"import time\nwhile os.readlink('/proc/%d/exe' % os.getppid()) != {PYTHON!r}: time.sleep(0.01)\n"
+    loader = next(map(os.path.realpath, [*glob.glob("/lib64/ld-linux*"), *glob.glob("/lib/ld-linux*")]))
+    attack = f"import os\nAPP = {scene.app!r}\n{EXCHANGE}\n{(fork + wait) * forks}{CLIENT}"
+    process = scene.arena.popen(
+        [loader, PYTHON, "-c", attack], user=NOBODY, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    caller = Caller(scene, process)
+    assert os.readlink(f"/proc/{caller.record.tgid}/exe") == scene.app, "the attack works on /proc"
+    assert caller.subject().exe == f"foreign:{scene.app}"
+
+
 # ---- processes that are gone ----
 
 
