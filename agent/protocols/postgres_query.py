@@ -14,9 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from typing import Final, Literal
+from typing import Final
 
-from agent.protocols import budget
 from agent.protocols.postgres_forms import read_empty, read_query, write_query
 from agent.protocols.postgres_messages import HEADER, Front, Message, error_response, message
 from agent.protocols.postgres_query_decide import Refused
@@ -44,7 +43,6 @@ class QueryPhase(ExtendedSide):
     """
 
     _stalled: Message | None = None  # read, but what it means is not known yet
-    _hold: budget.Hold | None = None  # of the bytes that wait here
     _aside = 0  # Syncs in the middle of a COPY FROM STDIN: read by the database if the COPY fails
     _client_ended = False
     _never: AbstractSet[int] = frozenset()  # exchanges of an output that was lost
@@ -62,22 +60,14 @@ class QueryPhase(ExtendedSide):
 
     @property
     def is_reading(self) -> bool:
-        """A drain waits: a message has begun, an answer is awaited, or a transaction is open."""
-        return (
-            bool(self._queue)
-            or self._status != "I"
-            or self._open
-            or self._stalled is not None
-            or self._catalog.under_way
-            or self._front.waiting > 0
-        )
+        return super().is_reading or self._open or self._stalled is not None or self._catalog.under_way
 
     def client_data(self, data: bytes) -> Output:
         out = Output()
         try:
             self._front.feed(data)
             self._read_client(out)
-            self._count_held("client")
+            self._count_held("client", len(self._stalled.raw) if self._stalled is not None else 0)
         except ProtocolError:
             self._lose(out)
             raise
@@ -87,23 +77,11 @@ class QueryPhase(ExtendedSide):
         out = Output()
         try:
             self._read_answers(out, data)
-            self._count_held("server")
+            self._count_held("server", len(self._stalled.raw) if self._stalled is not None else 0)
         except ProtocolError:
             self._lose(out)
             raise
         return out
-
-    def _count_held(self, side: Literal["client", "server"]) -> None:
-        """Count what waits here of both sides against the worker's budget. Raises ProtocolError."""
-        stalled = len(self._stalled.raw) if self._stalled is not None else 0
-        size = self._front.waiting + self._back.waiting + stalled
-        if size <= budget.FREE:
-            self._hold = None
-            return
-        if self._hold is None:
-            self._hold = self._bounds.budget.hold()
-        if not self._hold.resize(size):
-            raise ProtocolError(budget.REASON, self._bounds.budget.message, side)
 
     def _lose(self, out: Output) -> None:
         """The output of a read that ends in an error is never seen: nothing in it has happened."""

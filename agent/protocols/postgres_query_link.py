@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from typing import Final, NoReturn
 
+from agent.protocols.budget import FREE, REASON, Hold
 from agent.protocols.http import Refusal
 from agent.protocols.postgres_messages import (
     Framer,
     Front,
+    Side,
     client_limits,
     error_response,
     message,
@@ -69,7 +71,24 @@ class Link:
         self._moved = False  # client_encoding may be changing
         self._muted: Kind | None = None  # answers are thrown away up to the ReadyForQuery of this kind
         self._known: dict[bytes, tuple[Column, ...]] = {}
+        self._hold: Hold | None = None  # of the bytes that wait here
         self._last: Verdict | None = None  # of the last exchange: for what comes outside of any
+
+    @property
+    def is_reading(self) -> bool:
+        """A drain waits: a message has begun, an answer is awaited, or a transaction is open."""
+        return bool(self._queue) or self._status != "I" or self._front.waiting > 0
+
+    def _count_held(self, side: Side, stalled: int = 0) -> None:
+        """Count what waits here of both sides against the worker's budget. Raises ProtocolError."""
+        size = self._front.waiting + self._back.waiting + stalled
+        if size <= FREE:
+            self._hold = None
+            return
+        if self._hold is None:
+            self._hold = self._bounds.budget.hold()
+        if not self._hold.resize(size):
+            raise ProtocolError(REASON, self._bounds.budget.message, side)
 
     def _unexpected(self, kind: int) -> NoReturn:
         waits = self._queue[0].kind.name if self._queue else "nothing"

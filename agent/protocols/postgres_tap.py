@@ -68,6 +68,15 @@ class PostgresTap:
         return "postgres"
 
     @property
+    def is_reading(self) -> bool:
+        """Something has begun that a drain waits for; what passes unread has no beginning."""
+        if self._opaque is not None:
+            return False
+        if self._watching is not None:
+            return self._watching.is_reading
+        return bool(self._early) or self._phase not in (_Phase.STARTUP, _Phase.CANCEL)
+
+    @property
     def tally(self) -> Tally | None:
         """What passed unread, once the connection has turned opaque."""
         return self._opaque.tally if self._opaque is not None else None

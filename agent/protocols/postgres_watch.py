@@ -56,11 +56,13 @@ class WatchingSide(AnsweringSide):
                     "pipelined", f"more than {MAX_OUTSTANDING} messages wait for their answers"
                 )
             self._watch(out, kind, taken.raw)
+        self._count_held("client")
 
     def watch_server(self, out: Output, data: bytes) -> None:
         passed = Output()
         try:
             self._read_answers(passed, data)
+            self._count_held("server")
         finally:  # what was recorded before an error stands: the bytes pass
             out.records += passed.records
 

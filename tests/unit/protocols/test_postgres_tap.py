@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import gc
 import struct
 
 import pytest
 
+from agent.protocols.budget import Budget
 from agent.protocols.postgres_forms import write_query
 from agent.protocols.postgres_messages import message, ready_for_query, startup_message
 from agent.protocols.postgres_tap import PostgresTap
-from agent.protocols.session import Abort, Intent, Opaque
+from agent.protocols.session import Abort, Bounds, Intent, Opaque
 from tests.unit.protocols.fake_sql import FakeSqlEngine, SpyJudge
 from tests.wire.conversations import Played, Step, play
 
@@ -91,3 +93,31 @@ def test_a_bug_in_the_engine_is_not_noticed() -> None:
     played = play(session, [("client", STARTUP), ("server", LET_IN), ("client", write_query(b"SELECT 1"))])
     assert played.of(Opaque)[0].reason == "tap failed: TypeError"
     assert played.to_server.endswith(write_query(b"SELECT 1"))
+
+
+def test_a_drain_waits_for_what_is_under_way() -> None:
+    session = PostgresTap(FakeSqlEngine(), SpyJudge(), "g")
+    assert not session.is_reading
+    session.client_data(STARTUP)
+    assert session.is_reading
+    session.server_data(LET_IN)
+    assert not session.is_reading
+    session.client_data(write_query(b"BEGIN"))
+    session.server_data(message(ord("C"), b"BEGIN\0") + ready_for_query("T"))
+    assert session.is_reading
+    session.client_data(write_query(b"COMMIT"))
+    session.server_data(message(ord("C"), b"COMMIT\0") + ready_for_query("I"))
+    assert not session.is_reading
+
+
+def test_what_the_worker_has_no_room_for_is_relayed_unread() -> None:
+    shared = Budget(limit=20_000)
+    session = PostgresTap(FakeSqlEngine(), SpyJudge(), "g", Bounds(budget=shared))
+    played = play(session, [("client", STARTUP), ("server", LET_IN)])
+    part = write_query(b"SELECT " + b"1" * 50_000)[:40_000]
+    out = session.client_data(part)
+    assert out.to_server == [part]
+    assert [r.reason for r in out.records if isinstance(r, Opaque)] == ["held-bytes"]
+    assert played.of(Opaque) == []
+    gc.collect()
+    assert shared.held == 0
