@@ -18,6 +18,9 @@ def problem_of(engine: str, auth: Auth | None, credential: Mapping[str, str]) ->
         return "`auth: relay` lets clients authenticate themselves; drop `credential:`"
     if auth == "password" and "verifiers" not in credential:
         return "`auth: password` needs `credential: {verifiers: FILE}`, the clients' own"
+    if auth_of(engine, auth, credential) == "identity" and engine in ENGINES and "user" not in credential:
+        # The client's word would choose among the users that the database lets the guard be.
+        return "`auth: identity` needs `credential: {user: NAME}`, the database's user for every client"
     if auth != "password" and "verifiers" in credential:
         return "`credential: {verifiers: FILE}` is read for `auth: password` only"
     return None

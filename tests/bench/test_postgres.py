@@ -104,7 +104,7 @@ def test_a_search_beside_pgbouncer() -> None:
         try:
             stage.program("psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", stdin=TABLE)
             search(stage.folder / "search.sql")
-            stage.vecward(POLICY, workers=1, credential={"password": stage.hold("pg", SECRET)})
+            stage.vecward(POLICY, workers=1, credential={"user": OWNER, "password": stage.hold("pg", SECRET)})
             bouncer = pooler(stage)
             stage._wait(lambda: (stage.folder / "pooler" / "log").exists(), PATIENCE, "PgBouncer")
             laps: dict[str, list[Lap]] = defaultdict(list)

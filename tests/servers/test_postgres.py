@@ -49,7 +49,7 @@ def directly(stage: PostgresStage) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def guarded(stage: PostgresStage, directly: dict[str, str]) -> Iterator[PostgresStage]:
-    stage.vecward(credential={"password": stage.hold("pg", SECRET)})
+    stage.vecward(credential={"user": OWNER, "password": stage.hold("pg", SECRET)})
     yield stage
     stage.stop()
 
@@ -181,6 +181,27 @@ def test_a_session_is_opened_byte_by_byte(guarded: PostgresStage) -> None:
     assert b"server_version" in answer
 
 
+AHEAD = """
+import socket, struct, sys
+def query(text):
+    return b"Q" + struct.pack(">I", 5 + len(text)) + text + b"\\0"
+with socket.create_connection(("127.0.0.1", 5432), 90) as sock:
+    sock.sendall(bytes.fromhex(sys.argv[1]))
+    one = query(b"SET application_name = '" + b"x" * 4000 + b"'")
+    sock.sendall(one * 1000 + query(b"SELECT 'the last'") + b"X\\0\\0\\0\\4")
+    found = b""
+    while more := sock.recv(65536):
+        found += more
+print(found.count(b"Z\\0\\0\\0\\5I"), b"the last" in found, b"FATAL" in found)
+"""
+
+
+def test_a_client_far_ahead_of_what_must_be_waited_for_is_answered_in_the_end(guarded: PostgresStage) -> None:
+    """4 MB behind statements after which nothing may be judged before they were answered."""
+    done = guarded.client(AHEAD, startup(user=OWNER).hex(), user="nobody")
+    assert done.stdout.split() == [b"1002", b"True", b"False"]
+
+
 def test_what_cannot_be_a_session_is_refused_with_its_reason(guarded: PostgresStage) -> None:
     assert sqlstate(talk(guarded, startup(user=OWNER, replication="database"))) == "42501"
     assert sqlstate(talk(guarded, startup(database="postgres"))) == "28000"
@@ -189,10 +210,9 @@ def test_what_cannot_be_a_session_is_refused_with_its_reason(guarded: PostgresSt
     assert sqlstate(talk(guarded, struct.pack(">II", 9, 2 << 16) + b"\0")) == "08P01"
 
 
-def test_what_the_database_says_of_the_held_credential_is_not_told(guarded: PostgresStage) -> None:
-    answer = talk(guarded, startup(user="nobody_there", database="postgres"))
-    assert sqlstate(answer) == "28000"
-    assert b"the credential that the guard holds" in answer
+def test_a_client_cannot_choose_whose_session_the_held_credential_opens(guarded: PostgresStage) -> None:
+    asked = guarded.psql("SELECT session_user", password=None, environment={"PGUSER": "nobody_there"})
+    assert asked == f"{OWNER}\n"
 
 
 def test_a_later_protocol_is_talked_down_and_its_cancel_key_works(guarded: PostgresStage) -> None:
@@ -288,6 +308,14 @@ def test_a_client_proves_its_own_password_and_works_as_the_guards_user(stage: Po
             assert f'password authentication failed for user "{user}"' in done.stderr
 
 
+def test_what_the_database_says_of_the_held_credential_is_not_told(stage: PostgresStage) -> None:
+    with vecward(stage, credential={"user": OWNER, "password": stage.hold("old", "changed meanwhile")}):
+        answer = talk(stage, startup(user="ada", database="postgres"))
+        assert sqlstate(answer) == "28000"
+        assert b"the credential that the guard holds" in answer
+        assert OWNER.encode() not in answer
+
+
 def test_without_a_held_credential_clients_authenticate_themselves(stage: PostgresStage) -> None:
     with vecward(stage):
         assert stage.psql("SELECT current_user") == f"{OWNER}\n"
@@ -298,7 +326,7 @@ def test_without_a_held_credential_clients_authenticate_themselves(stage: Postgr
 
 def test_who_has_no_rule_cannot_open_a_session_or_cancel_one(stage: PostgresStage) -> None:
     policy = ALLOW_ALL.replace("what:", "who: {user: root}\n    what:")
-    with vecward(stage, policy=policy, credential={"password": stage.hold("pg", SECRET)}):
+    with vecward(stage, policy=policy, credential={"user": OWNER, "password": stage.hold("pg", SECRET)}):
         assert stage.psql("SELECT count(*) FROM documents WHERE id < 5", password=None) == "4\n"
         done = stage.program("psql", "-X", "-c", "SELECT 1", user="nobody", password=None, check=False)
         assert done.returncode == 2
@@ -333,7 +361,7 @@ def test_libpq_gets_the_tls_that_its_sslmode_promises(stage: PostgresStage, how:
     )
     trust = f" sslrootcert={certificate}" if "verify" in how else ""
     tls = {"cert": str(certificate), "key": str(key)}
-    with vecward(stage, credential={"password": stage.hold("pg", SECRET)}, tls=tls):
+    with vecward(stage, credential={"user": OWNER, "password": stage.hold("pg", SECRET)}, tls=tls):
         done = stage.client(
             script, f"host=127.0.0.1 user={OWNER} dbname=postgres {how}{trust}", user="nobody"
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.servers.postgres import SECRET, PostgresStage
+from tests.servers.postgres import OWNER, SECRET, PostgresStage
 from tests.servers.red_team import SCHEMA, canaries, texts_of
 from tests.servers.test_sql_red_team import CASES, RULES
 from tests.venvs import NoVenv
@@ -43,7 +43,10 @@ def script(cases: list[dict[str, Any]]) -> str:
 @pytest.mark.parametrize("under", ["masks", "fields", "tenant"])
 def test_no_canary_reaches_psql_and_each_refusal_is_in_the_evidence(stage: PostgresStage, under: str) -> None:
     cases = [case for case in CASES if case["under"] == under and not SKIPPED.search(str(case["sql"]))]
-    stage.vecward("version: 1\nrules:\n" + RULES[under], credential={"password": stage.hold("pg", SECRET)})
+    stage.vecward(
+        "version: 1\nrules:\n" + RULES[under],
+        credential={"user": OWNER, "password": stage.hold("pg", SECRET)},
+    )
     try:
         done = stage.program("psql", "-X", "-q", stdin=script(cases), check=False)
         seen = (done.stdout + done.stderr).encode()

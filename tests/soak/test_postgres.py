@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from tests.conftest import FULL
-from tests.servers.postgres import OBJECTS, SECRET, PostgresStage
+from tests.servers.postgres import OBJECTS, OWNER, SECRET, PostgresStage
 
 SECONDS = 300 if FULL else 4
 CLIENTS = 32
@@ -31,7 +31,7 @@ def test_pgbench_of_32_clients_meets_no_error_and_leaves_whole_evidence() -> Non
             stage.program("psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", stdin=OBJECTS)
             stage.program("pgbench", "-i", "-q", "-s", "4")
             (stage.folder / "search.sql").write_text(SEARCH)
-            stage.vecward(credential={"password": stage.hold("pg", SECRET)})
+            stage.vecward(credential={"user": OWNER, "password": stage.hold("pg", SECRET)})
             for words in (
                 ("-M", "prepared"),
                 ("-M", "extended", "-f", str(stage.folder / "search.sql")),

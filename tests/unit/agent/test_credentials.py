@@ -143,6 +143,8 @@ def test_a_verifier_file_names_its_line_and_shows_no_secret(line: str, tmp_path:
         {"engine": "qdrant", "auth": "identity"},
         {"engine": "pgvector", "auth": "relay", "credential": {"password": "x"}},
         {"engine": "pgvector", "auth": "password"},
+        {"engine": "pgvector", "auth": "identity"},  # whose session would it be? the client would say
+        {"engine": "pgvector", "credential": {"password": "x"}},
         {"engine": "pgvector", "credential": {"verifiers": "x"}},
     ],
 )
