@@ -19,7 +19,13 @@
 #define BUCKET_TOTAL 0xfffffffeU    /* all users together */
 
 enum guard_flag { GUARD_ENFORCE = 1, GUARD_PASS_ON_FAILURE = 2, GUARD_REMOTE_PASS = 4, GUARD_OFF = 8 };
-enum identity_flag { IDENTITY_PROXY = 1, IDENTITY_THREAD = 2, IDENTITY_KERNEL_WORKER = 4, IDENTITY_NO_EXE = 8 };
+enum identity_flag {
+	IDENTITY_PROXY = 1,
+	IDENTITY_THREAD = 2,
+	IDENTITY_KERNEL_WORKER = 4,
+	IDENTITY_NO_EXE = 8,
+	IDENTITY_EXCHANGED = 16, /* its executable is not the file that was executed: prctl(PR_SET_MM_MAP) */
+};
 enum mark_kind { MARK_LISTENER = 1, MARK_TICKETED = 2 };
 enum event_kind { EVENT_BYPASS = 1, EVENT_UNOBSERVED = 2, EVENT_OFF = 3, EVENT_REMOTE = 4 };
 

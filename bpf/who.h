@@ -97,6 +97,13 @@ static __always_inline __u64 ctime_of(struct inode *inode)
 	return BPF_CORE_READ(plain, i_ctime.tv_sec) * 1000000000ULL + BPF_CORE_READ(plain, i_ctime.tv_nsec);
 }
 
+static __always_inline void process_key_of(struct process_key *key, struct task_struct *task)
+{
+	key->tgid = BPF_CORE_READ(task, tgid);
+	key->start = start_of(BPF_CORE_READ(task, group_leader));
+	key->zero = 0;
+}
+
 static __always_inline void describe(struct identity *who)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
@@ -104,6 +111,8 @@ static __always_inline void describe(struct identity *who)
 	struct task_struct *parent = BPF_CORE_READ(leader, real_parent, group_leader);
 	struct inode *exe = BPF_CORE_READ(task, mm, exe_file, f_inode);
 	__u64 ids = bpf_get_current_pid_tgid();
+	struct process_key key;
+	struct process *executed;
 
 	who->version = RECORD_VERSION;
 	who->accepted = 0;
@@ -132,16 +141,14 @@ static __always_inline void describe(struct identity *who)
 	who->parent_start = start_of(parent);
 	who->connected = bpf_ktime_get_boot_ns();
 	BPF_CORE_READ_STR_INTO(&who->comm, leader, comm);
+	process_key_of(&key, task); /* now: an execve after this connect replaces what it is compared with */
+	executed = bpf_map_lookup_elem(&processes, &key);
+	if (exe && executed && executed->executed && /* an execve was seen, not only a fork */
+	    (executed->exe_ino != who->exe_ino || executed->exe_dev != who->exe_dev))
+		who->flags |= IDENTITY_EXCHANGED;
 }
 
 /* ---- processes: kept by (tgid, start), never deleted but evicted ---- */
-
-static __always_inline void process_key_of(struct process_key *key, struct task_struct *task)
-{
-	key->tgid = BPF_CORE_READ(task, tgid);
-	key->start = start_of(BPF_CORE_READ(task, group_leader));
-	key->zero = 0;
-}
 
 static __always_inline void process_image(struct process *kept, struct task_struct *task)
 {

@@ -37,6 +37,7 @@ def kernel_record(identity: Identity) -> KernelRecord:
         mnt_ns=identity.mntns_inum or None,
         user_ns=identity.userns_inum or None,
         net_ns=identity.netns_inum or None,
+        exchanged=bool(identity.flags & IdentityFlag.EXCHANGED),
     )
 
 

@@ -183,11 +183,13 @@ class Observer:
 
         prctl(PR_SET_MM_MAP) lets a process put any file it may execute there, with a capability that
         every user has in a user namespace of its own (kernel/sys.c, checkpoint_restore_ns_capable).
-        A fork's record says what the process that it comes from has executed, or had when it was first seen.
+        A fork's record says what the process that it comes from has executed.
         """
-        if executed is None or executed.exe is None or record.exe is None:
-            return False
-        if (executed.exec_ns or 0) >= record.connect_ns:
+        if record.exchanged:  # by the kernel at connect, which no execve since can undo
+            return True
+        if executed is None or executed.exe is None or record.exe is None or executed.exec_ns is None:
+            return False  # no execve of it was seen: it ran before the kernel part
+        if executed.exec_ns >= record.connect_ns:
             return False  # the record is of the image before it
         return not _same(executed.exe, record.exe)
 

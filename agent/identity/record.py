@@ -65,6 +65,7 @@ class KernelRecord:
     user_ns: int | None = None
     net_ns: int | None = None
     pid_ns: int | None = None
+    exchanged: bool = False  # `exe` is not the file it had executed (prctl PR_SET_MM_MAP)
 
 
 @dataclass(frozen=True, slots=True)

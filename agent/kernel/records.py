@@ -38,6 +38,7 @@ class IdentityFlag(enum.IntFlag):
     THREAD = 2
     KERNEL_WORKER = 4
     NO_EXE = 8
+    EXCHANGED = 16
 
 
 class MarkKind(enum.IntEnum):

@@ -294,6 +294,26 @@ def test_an_executable_exchanged_by_an_ancestor_that_executed_on_is_foreign(scen
     assert caller.subject().exe == f"foreign:{scene.app}"
 
 
+@pytest.mark.parametrize("program", ["APP", repr(PYTHON)])
+def test_an_executable_exchanged_before_the_connect_is_foreign_whatever_is_executed_after(
+    scene: Scene, program: str
+) -> None:
+    """The execve overwrites what the exec map said of it before the connection is asked for."""
+    loader = next(map(os.path.realpath, [*glob.glob("/lib64/ld-linux*"), *glob.glob("/lib/ld-linux*")]))
+    attack = f"import os\nAPP = {scene.app!r}\n{EXCHANGE}\n{CLIENT}"
+    process = scene.arena.popen(
+        [loader, PYTHON, "-c", attack], user=NOBODY, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    caller = Caller(scene, process)
+    again = "import sys; print(1, flush=True); sys.stdin.readline()"
+    caller.do(f"sock.set_inheritable(True); os.execv({program}, ['x', '-c', {again!r}])")
+    assert caller.process.stdout is not None
+    caller.process.stdout.readline()
+    for _ in range(2):
+        assert (caller.subject().exe or "").startswith("foreign:")
+        caller.end()
+
+
 # ---- processes that are gone ----
 
 

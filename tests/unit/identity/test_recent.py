@@ -90,6 +90,7 @@ def test_one_connection_alone_is_not_kept(world: World) -> None:
         {"uid": 0}, {"euid": 0}, {"gid": 0}, {"login_uid": 1}, {"audit_session": 1}, {"cgroup_id": 1},
         {"netns_cookie": 2}, {"comm": "other"}, {"exe": None}, {"parent_tgid": 1}, {"parent_start_ns": 1},
         {"mnt_ns": 1}, {"user_ns": 1}, {"net_ns": 1}, {"pid_ns": 1}, {"start_ns": 1}, {"tgid": 51},
+        {"exchanged": True},
     ],
     ids=str,
 )  # fmt: skip
