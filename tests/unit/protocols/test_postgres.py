@@ -372,7 +372,8 @@ def test_an_answer_that_is_lost_with_an_error_leaves_no_exchange_open() -> None:
     made.server_data(OK + parameter_status("server_version", "18.4"))
     with pytest.raises(ProtocolError):
         made.server_data(READY)
-    ends = [r.n for r in made.refuse_all("over").records + made.abandon("over").records]
+    ended: list[Any] = made.refuse_all("over").records + made.abandon("over").records
+    ends = [r.n for r in ended]
     assert ends == [1]
 
 
@@ -402,7 +403,7 @@ def test_a_database_that_talks_down_itself_does_it_in_one_message() -> None:
 
 
 def test_a_drain_waits_for_a_startup_and_not_for_a_connection_that_says_nothing() -> None:
-    made = session()
+    made: Any = session()
     assert not made.is_reading
     made.client_data(ASK[:5])
     assert made.is_reading

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 
@@ -414,7 +415,7 @@ def test_a_client_that_does_not_stop_while_it_must_wait_is_cut_off() -> None:
 
 
 def test_a_client_that_runs_ahead_is_not_read_on_until_an_answer_came() -> None:
-    t = talk()
+    t: Any = talk()
     out = t.session.client_data(query("CREATE x") + query("SELECT 1"))
     assert not t.session.waits  # that it goes away should be seen
     t.session.client_data(query("SELECT '" + "x" * 200_000 + "'")[:150_000])
@@ -444,7 +445,7 @@ def test_what_waits_is_counted_against_the_budget_of_the_worker_and_given_back()
 
 
 def test_a_drain_waits_for_answers_and_for_the_end_of_a_transaction() -> None:
-    t = talk()
+    t: Any = talk()
     assert not t.session.is_reading
     t.session.client_data(query("SELECT 1")[:3])
     assert t.session.is_reading

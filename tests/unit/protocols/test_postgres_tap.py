@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import struct
+from typing import Any
 
 import pytest
 
@@ -96,7 +97,7 @@ def test_a_bug_in_the_engine_is_not_noticed() -> None:
 
 
 def test_a_drain_waits_for_what_is_under_way() -> None:
-    session = PostgresTap(FakeSqlEngine(), SpyJudge(), "g")
+    session: Any = PostgresTap(FakeSqlEngine(), SpyJudge(), "g")
     assert not session.is_reading
     session.client_data(STARTUP)
     assert session.is_reading
