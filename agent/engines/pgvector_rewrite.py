@@ -314,17 +314,13 @@ class _Bringing:
             if reference.use != "read" or (relation.kind in _VIEWS and not self.treatments(relation)):
                 continue
             place = find(self._tree, reference.sampled or reference.path)
-            made.append(
-                Wrap(
-                    reference,
-                    relation,
-                    place,
-                    self.treatments(relation),
-                    self._hidden.filters,
-                    shown_names(reference, relation, place),
-                )
-            )
+            made.append(self._wrap(reference, place))
         return made
+
+    def _wrap(self, reference: Reference, place: Node) -> Wrap:
+        relation = known(reference)
+        shown = shown_names(reference, relation, place)
+        return Wrap(reference, relation, place, self.treatments(relation), self._hidden.filters, shown)
 
     def _copy_out(self, touched: Sequence[Reference], wrapped: list[Wrap]) -> bool:
         """``COPY docs (a, b) TO STDOUT`` as COPY of a query, where anything of docs is hidden or filtered."""
@@ -345,16 +341,7 @@ class _Bringing:
             body["query"] = nodes.select(
                 [nodes.target(nodes.column(name, one)) for one in wanted], [place], None
             )
-            wrapped.append(
-                Wrap(
-                    reference,
-                    relation,
-                    place,
-                    self.treatments(relation),
-                    self._hidden.filters,
-                    shown_names(reference, relation, place),
-                )
-            )
+            wrapped.append(self._wrap(reference, place))
             return True
         return False
 

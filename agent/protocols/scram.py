@@ -2,7 +2,7 @@
 """SCRAM-SHA-256 without channel binding, in both roles, as state machines over bytes (RFC 5802, RFC 7677).
 
 Owns the proofs and their bounds, the form of a stored verifier (pg_authid.rolpassword) and a memory of salted
-keys: PBKDF2 over 4,096 rounds keeps the event loop for about 2 ms, so it is done once for each password, salt
+keys: PBKDF2 over 4,096 rounds keeps the event loop for about 1 ms, so it is done once for each password, salt
 and count. Draws no randomness: nonces come from the caller. Bias: anything unexpected fails the exchange, and
 every comparison of secrets takes the same time.
 """
