@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vecward policy``: check, test, show and explain policy files. Reads files; changes nothing."""
+"""``vecward policy``: check, test, show, explain and learn policy. Reads files; changes nothing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from agent.cli.failure import Code, Fail
+from agent.cli.learn import learn
 from agent.cli.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
 
 @click.group()
 def policy() -> None:
-    """Check, test and explain the policy.
+    """Check, test, explain and learn the policy.
 
     Without FILE the files of the configuration are taken (-c FILE, default /etc/vecward/vecward.yaml).
     """
 
 
+policy.add_command(learn)
 _files = click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True))
 
 
