@@ -90,6 +90,11 @@ class Guards:
     def at(self, index: int) -> Watched | None:
         return next((w for w in self._by_name.values() if w.index == index), None)
 
+    def name_at(self, port: int) -> str | None:
+        """The guard of that port; None where several guard it (by address) or none does any more."""
+        names = [w.guard.name for w in self._by_name.values() if port in w.guard.ports]
+        return names[0] if len(names) == 1 else None
+
     def ports(self) -> list[int]:
         return sorted({port for w in self._by_name.values() for port in w.guard.ports})
 

@@ -37,6 +37,7 @@ from agent.metrics import MetricsServer, metrics_text
 from agent.notary import Notary
 from agent.rulebook import Rulebook, load_rulebook
 from agent.status import status_document
+from agent.unanswered import Unanswered
 from policy.model import Attribution, Subject
 from policy.problem import PolicyError
 
@@ -85,6 +86,7 @@ class Keeper:
         )
         self.guards = Guards(self.steering, self.crew.adopt)
         self._reserve = Reserve(self.guards)
+        self.unanswered = Unanswered(self.notary.bypass, self.guards.name_at)
         self._identifier: Identifier | None = None
         self._stopping = asyncio.Event()
         self._ready = self._all_back = False  # back: the workers of an agent before, as far as they live
@@ -331,7 +333,7 @@ class Keeper:
             await asyncio.sleep(RESYNC_EVERY)
             try:
                 await asyncio.to_thread(self.guards.resync)
-                self.steering.sweep_identities(older_than=IDENTITY_KEPT)
+                self.unanswered.note(self.steering.sweep_identities(older_than=IDENTITY_KEPT))
             except Exception as error:  # the tables that keep databases reachable are kept true for ever
                 _complain(f"resync: {type(error).__name__}: {error}")
 

@@ -27,6 +27,7 @@ NAMES = {
     "vecward_guard_pre_existing": "Connections older than the agent, never judged.",
     "vecward_workers": "Proxy workers connected to the agent.",
     "vecward_sessions": "Client connections open now.",
+    "vecward_unanswered_total": "Connections that were gone before a worker could ask whose they are.",
     "vecward_kernel_total": "What the kernel part counted, by event.",
     "vecward_proxy_total": "What the workers counted, by event.",
     "vecward_evidence_unsigned_frames": "Frames written and not yet signed.",
@@ -56,6 +57,7 @@ class _Snapshot(Collector):
         )
         yield _gauge("vecward_workers", [((), len(status["workers"]))])
         yield _gauge("vecward_sessions", [((), sum(w["sessions"] for w in status["workers"]))])
+        yield _counter("vecward_unanswered_total", {"": status["unanswered"]}, label=None)
         yield _counter("vecward_kernel_total", status["kernel"])
         yield _counter("vecward_proxy_total", status["proxy"])
         yield _gauge("vecward_evidence_unsigned_frames", [((), status["evidence"]["unsigned"])])

@@ -32,6 +32,7 @@ def status_document(keeper: Keeper) -> dict[str, Any]:
         "loader": "core",
         "guards": [_guard(keeper, watched) for watched in keeper.guards],
         "coverage": coverage(kernel),
+        "unanswered": keeper.unanswered.count,
         "kernel": kernel,
         "proxy": keeper.crew.counters(),
         "workers": [

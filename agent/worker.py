@@ -311,15 +311,17 @@ class Worker:
 
     def _accept(self, served: Served, transport: asyncio.Transport) -> Relay | None:
         self.count("accepted")
+        if transport.get_extra_info("peername") is None:
+            self.count("gone")  # reset before it was accepted; the agent writes who it was
+            return None
         if not self._stream.is_begun:
             self.count("refused_no_evidence")
             return None
         if len(self._relays) >= self._settings().max_connections:
             self.count("refused_too_many_connections")
             return None
-        port = address_of(transport.get_extra_info("sockname"))[1]
-        if port not in served.settings.ports:
-            # Steering keeps the port that was dialled: another one was dialled at the listener itself.
+        # Steering keeps the port that was dialled: another one was dialled at the listener itself.
+        if address_of(transport.get_extra_info("sockname"))[1] not in served.settings.ports:
             self.count("refused_not_steered")
             return None
         relay = Relay(self, served.settings, transport)

@@ -334,11 +334,12 @@ class Steering:
             self._discharge(identity if taken == raw else Identity.unpack(taken))
         return identity
 
-    def sweep_identities(self, older_than: int) -> int:
-        """Take what nobody asked for in ``older_than`` seconds (a worker died). Returns how many."""
+    def sweep_identities(self, older_than: int) -> list[tuple[Flow, Identity]]:
+        """Take and return what nobody asked for in ``older_than`` seconds (a worker died, a caller went."""
         limit = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - older_than * 10**9
         old = [flow for flow, identity in self.pending() if identity.connected <= limit]
-        return sum(self._take(flow.pack()) is not None for flow in old)
+        taken = ((flow, self._take(flow.pack())) for flow in old)
+        return [(flow, identity) for flow, identity in taken if identity is not None]
 
     def _take(self, key: bytes) -> Identity | None:
         raw = self._identities.take(key)

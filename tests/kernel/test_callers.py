@@ -115,8 +115,8 @@ def test_an_identity_outlives_its_client_until_it_is_taken(arena: Arena, enforce
     left = enforced.pending()
     assert len(left) == enforced.in_flight(NOBODY) == enforced.in_flight() == 20
     assert {who.uid for _, who in left} == {NOBODY}
-    assert enforced.sweep_identities(older_than=60) == 0
-    assert enforced.sweep_identities(older_than=0) == 20
+    assert enforced.sweep_identities(older_than=60) == []
+    assert len(enforced.sweep_identities(older_than=0)) == 20
     assert (enforced.pending(), enforced.in_flight(NOBODY), enforced.in_flight()) == ([], 0, 0)
 
 

@@ -7,13 +7,14 @@ import json
 import os
 import signal
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from agent.evidence.frames import AdminFrame, GapFrame, PolicyFrame
+from agent.evidence.frames import AdminFrame, BypassFrame, GapFrame, PolicyFrame
 from tests.kernel.arena import PATIENCE, Fork
 from tests.kernel.arena import say as tell
 from tests.servers.raw import exists, frames, request, say, wait_until
@@ -379,3 +380,30 @@ def test_on_a_full_disk_strict_rules_deny_best_effort_goes_on_and_all_recovers()
         # Each gap names the sessions and how many frames of theirs are missing.
         assert all(lost.session and lost.frames > 0 for gap in gaps for lost in gap.lost)
         assert os.path.exists(stage.folder / "evidence")
+
+
+def test_who_reset_the_connection_before_anybody_accepted_it_is_in_the_ledger(stage: Stage) -> None:
+    """A scan that never waits for an answer leaves no session; its name must not be lost with it."""
+
+    def knock() -> int:
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", stage.port), timeout=PATIENCE) as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        return os.getpid()
+
+    before = stage.status["unanswered"]
+    workers = stage.children()["proxy"]
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        pid = stage.arena.run(knock, user="nobody")
+    finally:
+        for one in workers:
+            os.kill(one, signal.SIGCONT)
+
+    def noted() -> list[str]:
+        return [f.detail["kind"] for f in ledger(stage, BypassFrame) if f.detail.get("pid") == pid]
+
+    wait_until(lambda: len(noted()) == 3, what="three are in the ledger")
+    assert noted() == ["unanswered"] * 3
+    assert stage.status["unanswered"] >= before + 3

@@ -20,6 +20,7 @@ STATUS: dict[str, Any] = {
         {"name": 'odd"\n', "mode": "observe", "off": None, "pre_existing": 0},
     ],
     "workers": [{"sessions": 2}, {"sessions": 5}],
+    "unanswered": 1,
     "kernel": {"established_steered": 7},
     "proxy": {"accepted": 9, "evidence_dropped": 4},
     "evidence": {"unsigned": 11},

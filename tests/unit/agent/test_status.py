@@ -49,6 +49,7 @@ def keeper() -> Any:
         ),
         notary=SimpleNamespace(host="h", boot="b", document=lambda: {"unsigned": 0}),
         guards=watched,
+        unanswered=SimpleNamespace(count=6),
         started=0.0,
         rulebook=SimpleNamespace(hash="hash", document=SimpleNamespace(rules=[1, 2]), files=(), warnings=()),
         rule_problem="rules.yaml:3: no",
