@@ -3,10 +3,10 @@
 # ARGS="-k name -x" narrow `test`, `soak` and `bench`.
 PY = .cache/tool/bin/python
 .DEFAULT_GOAL = help
-.PHONY: help setup servers bpf native demo test soak bench lint format man lock clean
+.PHONY: help setup servers bpf native demo test test-package soak bench lint format man lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 setup: ## what building and testing needs, by apt and pip (says what; quick when all is there)
 	@packaging/dev/setup
 servers: ## setup, and the venvs of the real databases and their clients
@@ -20,8 +20,12 @@ demo: bpf ## Vecward on a real Chroma, in a network namespace of its own (HOST=1
 	@$(PY) -m tests.demo
 test: servers bpf ## every ring of tests that this machine can run, and why others were skipped
 	@$(PY) -m tests.rings $(if $(RING),--ring $(RING)) -- $(ARGS)
+test-package: servers bpf ## the packages in booted systems, all legs: Debian 12 and 13, other kernels, rpm (SHARD=name)
+	@packaging/dev/setup machines
+	@$(PY) -m tests.rings --ring package --full $(if $(SHARD),--shard $(SHARD)) -- $(ARGS)
 soak: servers bpf ## the full sizes, in shards of under an hour (SHARD=name for one)
-	@$(PY) -m tests.rings --ring soak --full $(if $(SHARD),--shard $(SHARD)) -- $(ARGS)
+	@packaging/dev/setup machines
+	@$(PY) -m tests.rings --ring soak --ring package --full $(if $(SHARD),--shard $(SHARD)) -- $(ARGS)
 bench: bpf ## the measurements of docs/performance.md, which it writes anew; of the compiled form
 	@packaging/dev/setup bench && packaging/dev/native
 	@cd build/native && ../../$(PY) -m tests.rings --ring bench --full $(if $(SHARD),--shard $(SHARD)) -- $(ARGS); \

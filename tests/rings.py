@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -140,13 +141,19 @@ def _count(report: Path, outcome: Outcome) -> None:
 
 
 def shards(ring: str, wanted: list[str]) -> dict[str, Path]:
-    """The files of a ring by shard name; exits with the names there are when a wanted one is not."""
+    """The files of a ring by shard name: those of `wanted`, or all."""
     files = {
         path.stem.removeprefix("test_"): path for path in sorted((ROOT / "tests" / ring).glob("test_*.py"))
     }
-    if unknown := [name for name in wanted if name not in files]:
-        sys.exit(f"rings: no shard {unknown[0]} in tests/{ring}; there are: {', '.join(files) or 'none'}")
     return {name: path for name, path in files.items() if not wanted or name in wanted}
+
+
+def check_shards(rings: Sequence[str], wanted: list[str]) -> None:
+    """Exit with the names there are when a wanted one is in none of the rings."""
+    there = {name: ring for ring in rings for name in shards(ring, [])}
+    if unknown := [name for name in wanted if name not in there]:
+        folders = " and ".join(f"tests/{ring}" for ring in rings)
+        sys.exit(f"rings: no shard {unknown[0]} in {folders}; there are: {', '.join(there) or 'none'}")
 
 
 def summary(outcomes: list[Outcome]) -> str:
@@ -177,7 +184,9 @@ def main() -> int:
     options = parser.parse_args()
 
     outcomes: list[Outcome] = []
-    for ring in options.ring or BUDGETS:
+    rings = options.ring or list(BUDGETS)
+    check_shards(rings, options.shard)
+    for ring in rings:
         if options.full or options.shard:
             for shard, path in shards(ring, options.shard).items():
                 budget = FULL_BUDGET if options.full else BUDGETS[ring]
