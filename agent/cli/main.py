@@ -39,6 +39,7 @@ TABLE: dict[str, dict[str, Entry]] = {
         "tail": Entry("agent.cli.tail", "tail", "Exchanges as they are recorded."),
         "seen": Entry("agent.cli.seen", "seen", "Who ever got a point or row ID back."),
         "doctor": Entry("agent.cli.service", "doctor", "What this host can do, and what is missing."),
+        "discover": Entry("agent.cli.discover", "discover", "Databases on this host, and a guard for each."),
         "metrics": Entry("agent.cli.service", "metrics", "Counters in Prometheus' text format."),
     },
     "Prove": {
@@ -47,7 +48,7 @@ TABLE: dict[str, dict[str, Entry]] = {
         "index": Entry("agent.cli.index", "index", "The index beside the evidence: rebuild, info."),
     },
     "Decide": {
-        "policy": Entry("agent.cli.policy", "policy", "Check, test and explain the policy."),
+        "policy": Entry("agent.cli.policy", "policy", "Check, test, explain and learn the policy."),
         "reload": Entry("agent.cli.service", "reload", "Take the new configuration and policy."),
         "off": Entry("agent.cli.service", "off", "Let traffic pass unjudged for a while."),
         "on": Entry("agent.cli.service", "on", "Judge again."),

@@ -126,7 +126,7 @@ def test_unread_traffic_of_the_database_itself_and_of_a_listed_peer_becomes_a_tu
         f"policy: [{tmp_path}]\n"
     )
     stream = Stream(tmp_path / "evidence")
-    other: dict[str, Any] = {"attribution": "remote", "pid": None, "unit": None, "user": None, "uid": None, "exe": None}
+    other: dict[str, Any] = dict.fromkeys(("pid", "unit", "user", "uid", "exe")) | {"attribution": "remote"}
     stream.block(
         opened("5e551001", guard="q", engine="qdrant", is_self=True, unobtained=[]),
         OpaqueFrame(at=START, up=START, session="5e551001", reason="not read", protocol="http2"),
