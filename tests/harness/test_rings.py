@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rings import Outcome, check_shards, run, shards, summary
+from tests.rings import Outcome, check_shards, run, summary
 
 SUITE = """
 import pytest

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From Python to packaging/rig: boot something with steps, and read how it went.
 
-Owns nothing of what is tested. Bias: what did not say that it ended well has failed; the exit status of the rig
-decides, the lines only explain.
+Owns nothing of what is tested. Bias: what did not say that it ended well has failed; the exit status of the
+rig decides, the lines only explain.
 """
 
 from __future__ import annotations

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The packages under test: what `make deb` and `make rpm` built, and a second one with the next version.
+
+Owns finding them. Bias: a missing build is said as a reason, never a pass.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from tests.package.rig import ROOT
+
+
+def first(kind: str) -> list[Path]:
+    """The packages of the newest build; none when empty. VECWARD_PACKAGES names another folder."""
+    folder = Path(os.environ.get("VECWARD_PACKAGES") or ROOT / "build")
+    pattern = {"deb": "vecward_*.deb", "rpm": "vecward-[0-9]*.rpm"}[kind]
+    found = [path for path in folder.rglob(pattern) if not path.name.endswith(".src.rpm")]
+    return sorted(found, key=lambda path: path.stat().st_mtime)[-1:]
+
+
+def why_none(kind: str) -> str | None:
+    return None if first(kind) else f"no package is built (make {kind})"
+
+
+def pair(kind: str) -> tuple[list[Path], list[Path]]:
+    """The build, and a later version of it."""
+    if kind == "rpm":
+        raise NotImplementedError("rpm")
+    (build,) = first(kind)
+    return [build], [_next_deb(build)]
+
+
+def _next_deb(build: Path) -> Path:
+    """`build` with its version's last number one higher, in the control data and in `vecward --version`."""
+    folder = Path(tempfile.mkdtemp(prefix="vwtest-next-"))
+    tree = folder / "tree"
+    subprocess.run(["dpkg-deb", "-R", str(build), str(tree)], check=True)
+    control = tree / "DEBIAN" / "control"
+    text = control.read_text()
+    old = next(line.split()[1] for line in text.splitlines() if line.startswith("Version:"))
+    upstream, dash, revision = old.partition("-")
+    head, _, tail = upstream.rpartition(".")
+    new = f"{head}.{int(tail) + 1}"
+    control.write_text(text.replace(f"Version: {old}", f"Version: {new}{dash}{revision}"))
+    changed = 0
+    for file in tree.glob("usr/**/agent/__init__.py"):
+        text = file.read_text()
+        file.write_text(text.replace(f'"{upstream}"', f'"{new}"'))
+        changed += f'"{upstream}"' in text
+    if not changed:
+        raise AssertionError("the package has no version to change")
+    target = folder / f"vecward_{new}_{build.name.rpartition('_')[2]}"
+    _sum(tree)
+    subprocess.run(
+        ["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "-b", str(tree), str(target)], check=True
+    )
+    shutil.rmtree(tree)
+    return target
+
+
+def _sum(tree: Path) -> None:
+    sums = tree / "DEBIAN" / "md5sums"
+    if sums.exists():
+        names = [line.split(None, 1)[1] for line in sums.read_text().splitlines()]
+        done = subprocess.run(["md5sum", *names], cwd=tree, check=True, capture_output=True, text=True)
+        sums.write_text(done.stdout)

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A package's life: installed, configured, used, upgraded under load, downgraded, removed, purged.
+
+Owns the order of an administrator's commands and what holds after each. The packages are /rig/packages/1 (the
+build) and /rig/packages/2 (the one after it). What a namespace of process IDs cannot show is only asked
+outside of one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.package.inside import databases, traces
+from tests.package.inside.ground import (
+    Differs,
+    holds,
+    measure,
+    own_processes,
+    pss,
+    recalled,
+    remember,
+    run,
+    shown,
+    vecward,
+    vecward_json,
+    wait_until,
+)
+
+AGENT = "vecward-agent.service"
+RPM = bool(list(Path("/rig/packages/1").glob("*.rpm")))
+CONFIG = Path("/etc/vecward")
+GUARDS = """\
+guards:
+  - {name: docs, engine: chroma, ports: [8000], mode: enforce}
+  - {name: pg, engine: pgvector, ports: [5432], mode: enforce}
+"""
+POLICY = """\
+version: 1
+rules:
+  - id: people
+    who: {user: [root, daemon]}
+    what: {action: [search, read, scan, count, write, delete, schema, snapshot, admin, session]}
+    allow: true
+"""
+
+
+def contained() -> bool:
+    return run("systemd-detect-virt", "--container", code=None).stdout.strip() != "none"
+
+
+def package(number: int) -> list[str]:
+    return [str(path) for path in sorted(Path(f"/rig/packages/{number}").iterdir())]
+
+
+def look_before() -> None:
+    """Also starts the databases, which are there before any guard is."""
+    databases.start_chroma()
+    databases.start_postgres()
+    remember("before", traces.look())
+    holds(databases.chroma_client("daemon").stdout.startswith("a "), "Chroma answers without a guard")
+    holds(databases.psql("daemon").stdout.strip() == "5", "PostgreSQL answers without a guard")
+
+
+def install() -> None:
+    began = time.monotonic()
+    _install(1)
+    measure("install", time.monotonic() - began, "s")
+    if RPM:
+        holds(shown(AGENT, "ActiveState") == "inactive", "EL leaves it to the administrator to start it")
+        run("systemctl", "enable", "--now", "vecward.target")
+    wait_until(lambda: vecward("status"), "status answers after the install")
+    holds(vecward_json("status")["guards"] == [], "it guards nothing until it is told to")
+    holds(databases.chroma_client("nobody").stdout.startswith("a "), "nobody is refused by an install")
+    _verify_package()
+
+
+def doctor() -> None:
+    done = run("vecward", "doctor", code=None)
+    print(done.stdout, flush=True)
+    holds(done.returncode == 0, f"doctor ended with {done.returncode}: {done.stdout}{done.stderr}")
+
+
+def guard() -> None:
+    """Observe nothing, enforce at once: what a cautious administrator comes to at last."""
+    (CONFIG / "vecward.d").mkdir(exist_ok=True)
+    (CONFIG / "policy.d").mkdir(exist_ok=True)
+    (CONFIG / "vecward.d" / "10-local.yaml").write_text(GUARDS)
+    (CONFIG / "policy.d" / "10-local.yaml").write_text(POLICY)
+    vecward("reload")
+    wait_until(_guarded, "both guards stand")
+
+
+def use() -> None:
+    """The databases' own clients as users who may and who may not, and what is on record of it."""
+    holds(databases.chroma_client("daemon").stdout.startswith("a "), "a user of the rule gets the answer")
+    holds(databases.psql("daemon").stdout.strip() == "5", "over PostgreSQL too")
+    refused = databases.chroma_client("nobody", code=None)
+    holds(refused.returncode != 0, f"a user of no rule was let through: {refused.stdout}")
+    refused = databases.psql("nobody", "SELECT id FROM documents LIMIT 1", code=None)
+    holds(refused.returncode != 0 and refused.stdout.strip() == "", f"psql of nobody: {refused.stdout}")
+
+    def recorded() -> bool:
+        seen = {(s["guard"], s["user"]): s for s in vecward_json("sessions")}
+        wanted = [(guard, user) for guard in ("docs", "pg") for user in ("daemon", "nobody")]
+        if not all(key in seen for key in wanted):
+            raise Differs(f"sessions of {sorted(map(str, seen))}")
+        return all(seen[key]["requests"] > 0 for key in wanted)
+
+    wait_until(recorded, "four kinds of sessions are on record, with user")
+    sessions = vecward_json("sessions")
+    holds(any(s["denied"] for s in sessions if s["user"] == "nobody"), "a refusal is recorded as denied")
+    holds(not any(s["denied"] for s in sessions if s["user"] == "daemon"), "what was allowed is not")
+    if not contained():
+        seen = {s["exe"] for s in sessions if s["user"] == "daemon"}
+        holds(any(exe and exe.endswith("/psql") for exe in seen), f"sessions name their program: {seen}")
+        holds(any(exe and "/python3" in exe for exe in seen), f"sessions name their program: {seen}")
+    print(vecward("verify"), flush=True)
+
+
+def scores() -> None:
+    """Each service's `systemd-analyze security`."""
+    names = run("systemctl", "list-units", "--no-legend", "--plain", "vecward*.service").stdout.splitlines()
+    for name in sorted(line.split()[0] for line in names):
+        text = run("systemd-analyze", "--no-pager", "security", name, code=None).stdout
+        score = float(text.rpartition("Overall exposure level for")[2].split(":")[1].split()[0])
+        measure(f"exposure-{name}", score, "points")
+        bound = 2.0 if "proxy" in name else 2.5 if "agent" in name else None
+        holds(bound is None or score <= bound, f"{name} is exposed by {score}, the bound is {bound}")
+
+
+def rest() -> None:
+    """Idle memory, and how long a cold start takes until it is ready."""
+    databases_up = [databases.answers(8000), databases.answers(5432)]
+    holds(all(databases_up), "the databases are reachable")
+    total = 0
+    for pid in own_processes():
+        size = pss(pid)
+        total += size
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:80]
+        measure(f"memory-of-{words.replace(' ', '_')}", size / 2**20, "MiB")
+    measure("memory", total / 2**20, "MiB")
+    run("systemctl", "stop", "vecward.target")
+    wait_until(lambda: not list(own_processes()), "stop ends all processes")
+    began = time.monotonic()
+    run("systemctl", "start", "vecward.target")
+    wait_until(_guarded, "the guards stand again")
+    measure("start", time.monotonic() - began, "s")
+    holds(
+        databases.chroma_client("daemon").stdout.startswith("a "),
+        "its users are served after it",
+    )
+
+
+def upgrade() -> None:
+    databases.start_load()
+    _change(2)
+
+
+def downgrade() -> None:
+    _change(1)
+
+
+def restart() -> None:
+    """The agent, and systemd itself, under the same load."""
+    before = databases.load()
+    run("systemctl", "restart", AGENT)
+    _goes_on(before, "a restart of the agent")
+    before = databases.load()
+    run("systemctl", "daemon-reexec")
+    _goes_on(before, "systemd's own restart")
+    databases.stop_load()
+    print(vecward("verify"), flush=True)
+
+
+def remove() -> None:
+    run(*(["rpm", "-e", _name()] if RPM else ["dpkg", "-r", _name()]))
+    wait_until(lambda: not list(own_processes()), "no process is left")
+    holds(databases.chroma_client("nobody").stdout.startswith("a "), "everyone reaches the database again")
+    holds(databases.psql("nobody").stdout.strip() == "5", "over PostgreSQL too")
+    kept = CONFIG / "vecward.d" / "10-local.yaml"
+    holds(kept.exists(), "a removal keeps what the administrator wrote")
+    holds(Path("/var/lib/vecward/evidence").is_dir(), "and the evidence")
+
+
+def purge() -> None:
+    if RPM:  # has no purge: an administrator removes the state
+        run("rm", "-rf", "/etc/vecward", "/var/lib/vecward")
+    else:
+        run("dpkg", "-P", _name())
+        holds(
+            "vecward" not in run("dpkg-query", "-W", "-f", "${Package} ${Status}\\n").stdout,
+            "dpkg knows it not",
+        )
+    run("systemctl", "daemon-reload")
+    run("systemctl", "reset-failed")
+    traces.compare(recalled("before"), traces.look())
+
+
+def _name() -> str:
+    return "vecward"
+
+
+def _install(number: int) -> None:
+    files = package(number)
+    if RPM:
+        run("rpm", "-U", "--nodeps", "--oldpackage", *files)  # Debian's rpm database knows of no systemd
+    else:
+        run("dpkg", "--force-confdef", "--force-confold", "--force-downgrade", "-i", *files)
+
+
+def _version() -> str:
+    return str(vecward_json("status")["version"])
+
+
+def _change(number: int) -> None:
+    before, old = databases.load(), _version()
+    began = time.monotonic()
+    _install(number)
+    measure(f"change-to-{number}", time.monotonic() - began, "s")
+    wait_until(lambda: _version() != old, f"the running version is no more {old}")
+    _goes_on(before, f"the change to package {number}")
+    holds((CONFIG / "vecward.d" / "10-local.yaml").read_text() == GUARDS, "the configuration stands")
+    holds(databases.chroma_client("nobody", code=None).returncode != 0, "and so does the rule")
+
+
+def _goes_on(before: dict[str, databases.Count], what: str) -> None:
+    """Each client had fifty answers since, and none of them a failure ever."""
+
+    def more() -> bool:
+        now = databases.load()
+        if failed := {name: said["last"] for name, said in now.items() if said["failed"]}:
+            raise Broken(f"{what} was felt: {failed}, {now}")
+        return all(int(now[name]["done"]) > int(before[name]["done"]) + 50 for name in now)
+
+    wait_until(more, f"the load goes on after {what}")
+
+
+class Broken(Exception):
+    """A client had a failure: no waiting makes that good."""
+
+
+def _guarded() -> bool:
+    guards = {g["name"]: g for g in vecward_json("status")["guards"]}
+    return set(guards) == {"docs", "pg"} and databases.answers(8000) and databases.answers(5432)
+
+
+def _verify_package() -> None:
+    if RPM:
+        run("rpm", "-V", "--nodeps", _name())
+    else:
+        changed = run("dpkg", "-V", _name()).stdout
+        holds(changed == "", f"dpkg -V: {changed}")
+
+
+STEPS: dict[str, Callable[[], None]] = {
+    step.__name__: step
+    for step in (
+        look_before,
+        install,
+        doctor,
+        guard,
+        use,
+        scores,
+        rest,
+        upgrade,
+        downgrade,
+        restart,
+        remove,
+        purge,
+    )
+}

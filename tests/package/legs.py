@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One leg: a system, two packages, and the steps of tests/package/inside that it takes.
+
+Owns laying out /rig: the packages, the steps as scripts, the venvs of the real databases. Two packages come
+from one build: the second has the next version in its control data and in what it says of itself, and is the
+same otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests import venvs
+from tests.package import builds, rig
+
+INSIDE = rig.ROOT / "tests" / "package" / "inside"
+CACHE = Path("/var/cache/vecward-dev")
+_MEASURE = re.compile(r"^measure: (?P<name>\S+) (?P<value>[\d.]+) (?P<unit>\S+)$", re.MULTILINE)
+
+SETTLED = ("look_before", "install", "doctor", "guard", "use")
+LIFE = (*SETTLED, "scores", "rest", "upgrade", "downgrade", "restart", "remove", "purge")
+FAILURES = (
+    *SETTLED,
+    "kill_agent",
+    "kill_workers",
+    "suspend_agent",
+    "hang_agent",
+    "fill_disk",
+    "before_reboot",
+)
+
+
+def lay_out(
+    folder: Path, steps: Sequence[str], later: Sequence[str] = (), *, kind: str = "deb", patience: int = 90
+) -> dict[Path, str]:
+    """Make `folder` into what becomes /rig; `later`: steps after a reboot. Returns what is to be bound."""
+    for number, packages in enumerate(builds.pair(kind), start=1):
+        target = folder / "packages" / str(number)
+        target.mkdir(parents=True)
+        for package in packages:
+            shutil.copy(package, target)
+    module = folder / "tests" / "package" / "inside"
+    shutil.copytree(INSIDE, module, ignore=shutil.ignore_patterns("__pycache__"))
+    for parent in (folder / "tests", folder / "tests" / "package"):
+        (parent / "__init__.py").touch()
+    chroma, pgvector = (venvs.python(name).parent.parent for name in ("chroma", "pgvector"))
+    environment = f"export RIG_CHROMA={chroma} RIG_PGVECTOR={pgvector} RIG_PATIENCE={patience}"
+    for boot, names in ((1, steps), (2, later)):
+        scripts = {
+            name: f"{environment}\ncd /rig && exec python3 -B -m tests.package.inside {name}"
+            for name in names
+        }
+        if scripts:
+            rig.write_steps(folder, boot=boot, **scripts)
+    return {chroma: str(chroma), pgvector: str(pgvector)}
+
+
+def measures(boot: rig.Boot) -> dict[str, tuple[float, str]]:
+    """Name to value and unit of what the steps measured."""
+    return {found["name"]: (float(found["value"]), found["unit"]) for found in _MEASURE.finditer(boot.output)}

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The deb on Debian 12 (systemd 252), in a container on this kernel: its life, and what goes wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.package import builds, legs, rig
+
+SUITE = "bookworm"
+
+
+@pytest.fixture(autouse=True)
+def _can_run() -> None:
+    if why := builds.why_none("deb") or rig.why_no_base(SUITE):
+        pytest.skip(why)
+
+
+def test_the_deb_lives_from_install_to_purge(tmp_path: Path) -> None:
+    binds = legs.lay_out(tmp_path / "in", legs.LIFE)
+    boot = rig.container(SUITE, tmp_path / "in", binds, 480)
+    print(boot.output)
+    assert tuple(boot.check().steps) == legs.LIFE
+    measured = legs.measures(boot)
+    assert {"install", "start", "memory"} <= set(measured)
+
+
+def test_the_service_comes_back_from_what_goes_wrong_and_from_a_reboot(tmp_path: Path) -> None:
+    binds = legs.lay_out(tmp_path / "in", legs.FAILURES, ["after_reboot"])
+    boot = rig.container(SUITE, tmp_path / "in", binds, 480)
+    print(boot.output)
+    assert tuple(boot.check().steps) == (*legs.FAILURES, "after_reboot")
