@@ -57,7 +57,7 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENC
         except (OSError, Differs, ValueError, KeyError, subprocess.TimeoutExpired) as error:
             last = error
         if time.monotonic() > until:
-        raise Differs(f"not so after {seconds:.0f} s: {what} ({last})")
+            raise Differs(f"not so after {seconds:.0f} s: {what} ({last})")
         time.sleep(0.05)
 
 
