@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.control import Caller, Command, ControlError
 from agent.guards import FOREVER, Guards, Watched
+from agent.journal import announce
 from agent.metrics import metrics_text
 from agent.notary import Notary
 from agent.status import status_document
@@ -42,6 +43,9 @@ class Switch:
         self._guards.publish(watched)
         detail = {"guard": watched.guard.name, "reason": reason, "seconds": seconds}
         self._notary.admin("off", dict(who), detail)
+        ends = "vecward on" if seconds is None else f"{seconds:.0f} s are over"
+        text = f"off: guard {watched.guard.name} passes traffic unjudged until {ends}: {reason}"
+        announce("off", text, {**detail, "until": ends, "uid": who.get("uid"), "pid": who.get("pid")})
         self._end_off_timer(watched)
         if seconds is not None:
             loop = asyncio.get_running_loop()
@@ -56,6 +60,7 @@ class Switch:
         self._end_off_timer(watched)
         self._guards.publish(watched)
         self._notary.admin("on", dict(who), {"guard": watched.guard.name})
+        announce("on", f"on: guard {watched.guard.name} judges again", {"guard": watched.guard.name})
         # Who connected to the database itself while the guard was off was never judged.
         self._guards.note_pre_existing()
         self._push()

@@ -97,6 +97,27 @@ def become(
         raise ConfineError("the capabilities left are not the ones wanted")
 
 
+def settle(capabilities: frozenset[int], umask: int) -> None:
+    """What a unit cannot say of a process that systemd has made another user of with these capabilities.
+
+    Raises ConfineError where it has others, or is root.
+    """
+    if 0 in os.getresuid() or 0 in os.getresgid():
+        raise ConfineError("this is started by its unit, as a user of its own")
+    if effective_capabilities() != capabilities:
+        raise ConfineError(
+            "the capabilities are not the ones wanted; a drop-in of the unit may have changed them"
+        )
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    _prctl(_PR_SET_DUMPABLE, 0)
+    os.umask(umask)
+
+
+def die_with_parent() -> None:
+    """For a fork: it ends when the process that forked it does."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 # struct seccomp_data: nr at 0, arch at 4. Instructions are struct sock_filter (code, jt, jf, k).
 _LOAD = 0x20
 _JUMP_EQUAL = 0x15

@@ -26,6 +26,7 @@ from agent import messages
 from agent.channel import Channel, peer_of
 from agent.counts import Counts, bounded
 from agent.evidence.segment import SegmentFile, create_segment, is_stream_id, list_segments, new_stream_id
+from agent.generations import parent_start
 from agent.kernel.records import MAX_WORKERS
 from agent.member import Member, Unfit, cgroup_of
 from agent.messages import (
@@ -198,7 +199,8 @@ class Crew:
             os.close(pidfd)
             raise
         stream = message.stream or new_stream_id()
-        member = Member(pid, pidfd, cgroup, identity, channel, slot, message.generation, stream)
+        born = parent_start(pid, pidfd)
+        member = Member(pid, pidfd, cgroup, identity, channel, slot, message.generation, stream, born)
         if older is not None:
             self._supersede(older, member)
         return member

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import ip_address
+from typing import Protocol
 
 from agent.config import Guard
 from agent.config_auth import auth_of
@@ -72,10 +73,23 @@ class Watched:
 _parsed = lru_cache(maxsize=4096)(ip_address)  # a database has few; asked for at every connection
 
 
+class Store(Protocol):
+    """Where reserve listeners outlive the agent (``agent/notify.py``)."""
+
+    def take(self, name: str) -> socket.socket | None: ...
+
+    def keep(self, name: str, descriptor: int) -> None: ...
+
+    def drop(self, name: str) -> None: ...
+
+
 class Guards:
     """All guards of one configuration."""
 
-    def __init__(self, steering: Steering, adopt: Callable[[str, int], bool]) -> None:
+    def __init__(
+        self, steering: Steering, adopt: Callable[[str, int], bool], store: Store | None = None
+    ) -> None:
+        self._store = store
         self._steering = steering
         self._adopt = adopt
         self._by_name: dict[str, Watched] = {}
@@ -113,6 +127,7 @@ class Guards:
             known.guard = guard
             known.held = held.get(name, Held())
             self.publish(known)
+            self._take_kept(known)
         # Last, and by what the kernel holds: a port may have gone from one guard to another, and an agent
         # that died may have left a guard that is in no configuration any more.
         self._steering.keep_guards((port, _address(g)) for g in wanted.values() for port in g.ports)
@@ -157,6 +172,15 @@ class Guards:
         sock = make_listener(RESERVE_BACKLOG)
         self._steering.set_reserve(watched.index, sock.fileno())
         watched.reserve = sock
+        if self._store is not None:
+            self._store.keep(_kept_name(watched), sock.fileno())
+
+    def _take_kept(self, watched: Watched) -> None:
+        """The reserve of the agent before, with whoever waits in it."""
+        if watched.reserve is None and self._store is not None:
+            watched.reserve = self._store.take(_kept_name(watched))
+            if watched.reserve is not None:
+                self._steering.set_reserve(watched.index, watched.reserve.fileno())
 
     def close_reserve(self, watched: Watched) -> None:
         if watched.reserve is not None:
@@ -164,6 +188,8 @@ class Guards:
             self.leave_reserve(watched)
             watched.reserve.close()
             watched.reserve = None
+            if self._store is not None:
+                self._store.drop(_kept_name(watched))
 
     def watch_reserve(self, watched: Watched) -> None:
         """While workers live: a handshake that began before they came may end after `hand_over`."""
@@ -262,6 +288,10 @@ class Reserve:
         """5 s without a worker: what waits is refused, and so is what comes. (Its timer stays known: until a
         worker comes there is nothing more to do.)"""
         self._guards.close_reserve(watched)
+
+
+def _kept_name(watched: Watched) -> str:
+    return f"reserve-{watched.guard.name}"
 
 
 def _address(guard: Guard) -> Address | None:

@@ -12,31 +12,33 @@ import asyncio
 import contextlib
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from agent import confine
+from agent.alarms import Alarms
 from agent.commands import Switch, control_commands
 from agent.config import Config, ConfigError, load_config
 from agent.control import ControlError, ControlServer
 from agent.crew import Crew
-from agent.guards import Guards, Reserve
+from agent.generations import outgoing
+from agent.guards import Guards, Reserve, Store
 from agent.held import Held, read_held
 from agent.identity.convert import sources
 from agent.identity.host import read_host
 from agent.identity.identifier import Identifier
-from agent.kernel import sockdiag
-from agent.kernel.records import Event, EventKind
+from agent.journal import Growth, announce, complain
+from agent.kernel.links import Links
 from agent.kernel.steering import Steering
+from agent.losses import Losses
 from agent.member import Member
 from agent.messages import Drain, Identify, Present, Pressure, Settings, Snapshot
 from agent.metrics import MetricsServer, metrics_text
 from agent.notary import Notary
 from agent.rulebook import Rulebook, load_rulebook
-from agent.status import status_document
+from agent.status import status_document, status_line
 from agent.unanswered import Unanswered
 from policy.model import Attribution, Subject
 from policy.problem import PolicyError
@@ -61,12 +63,17 @@ class Keeper:
         cgroup_root: Path,
         notify: Callable[[str], object],
         stop_drain: float,
+        outlived: bool = False,
+        store: Store | None = None,
     ) -> None:
+        """``outlived``: the workers are units of their own and go on while this agent is restarted;
+        ``store`` then holds the reserve listeners."""
         self._config_file = config_file
         self._listener = listener
         self._workers = workers
         self._notify = notify
         self._stop_drain = stop_drain
+        self._outlived = outlived
         self.config: Config = load_config(config_file)
         self.rulebook: Rulebook = load_rulebook(self.config, time.time())
         self.rule_problem: str | None = None
@@ -84,14 +91,16 @@ class Keeper:
             cgroups=proxy_cgroup,
             cgroup_root=cgroup_root,
         )
-        self.guards = Guards(self.steering, self.crew.adopt)
+        self.guards = Guards(self.steering, self.crew.adopt, store)
+        self._alarms = Alarms(self.steering, self.guards, self.notary)
+        self._growth = Growth()
         self._reserve = Reserve(self.guards)
         self.unanswered = Unanswered(self.notary.bypass, self.guards.name_at)
+        self.losses = Losses(Links(self.config.steer.pins).find_lost, self.notary.bypass, complain)
         self._identifier: Identifier | None = None
         self._stopping = asyncio.Event()
         self._ready = self._all_back = False  # back: the workers of an agent before, as far as they live
         self._version = 0
-        self.bypasses = 0
         self.pressure: Literal["ok", "alert", "meta", "full"] = "ok"
         self._switch = Switch(self.guards, self.notary, self.push)
 
@@ -138,17 +147,37 @@ class Keeper:
         self.notary.stream_started(member.stream, fresh)
         if self.pressure != "ok":
             asyncio.get_running_loop().call_soon(member.send, Pressure(self.pressure))
+        asyncio.get_running_loop().call_soon(self._turn_over)  # it may be of an older generation
 
     def present(self, member: Member, message: Present) -> None:
         self.notary.present(member.stream, message.blocks)
 
     def joined(self, member: Member) -> None:
         self._reserve.workers_changed(self._is_served, stopping=False)
-        wanted = {w.guard.name for w in self.guards}
-        complete = sum(m.listening >= wanted for m in self.crew.members.values())
+        complete = sum(m.listening >= self._wanted() for m in self.crew.members.values())
         if not self._ready and complete >= self._workers:
-            self._ready = True
-            self._notify("READY=1\nSTATUS=" + self._one_line())
+            self._say_ready()
+        self._turn_over()
+
+    def _wanted(self) -> set[str]:
+        return {w.guard.name for w in self.guards}
+
+    def _say_ready(self) -> None:
+        self._ready = True
+        self._notify("READY=1\nSTATUS=" + status_line(self))
+
+    def _turn_over(self) -> None:
+        """A new generation that is complete takes the slots; older ones keep their sessions for a while."""
+        for member in outgoing(self.crew.members.values(), self._wanted(), self._workers):
+            self._dismiss(member, Drain(self._stop_drain, self.config.proxy.drain))
+
+    def _dismiss(self, member: Member, how: Drain) -> None:
+        member.draining = True
+        for guard in member.listening:
+            index = self.guard_index(guard)
+            if index is not None:
+                self.steering.clear_listener(index, member.slot)
+        member.send(how)
 
     def left(self, member: Member) -> None:
         self.notary.stream_left(member.stream)
@@ -174,7 +203,7 @@ class Keeper:
     def _apply(self, held: dict[str, Held]) -> None:
         self.guards.apply(self.config.guards, held)
         for warning in (w for one in held.values() for w in one.warnings):
-            _complain(warning)
+            complain(warning)
         self._version += 1
 
     def reload(self, who: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,7 +219,8 @@ class Keeper:
             held = self._read_held(config)
         except (ConfigError, PolicyError) as error:
             self.rule_problem = str(error)
-            _complain(f"reload refused, everything is as before:\n{error}")
+            text = f"reload refused, everything is as before:\n{error}"
+            announce("reload-refused", text, {"problem": error})
             self.notary.policy(self.rulebook.hash, {}, problem=str(error)[:4096])
             raise ControlError(
                 f"reload refused, everything is as before:\n{error}", "mend it and reload again"
@@ -216,48 +246,9 @@ class Keeper:
         """Send workers what holds now, and say it in one line."""
         self._version += 1
         self.crew.broadcast(self.snapshot())
-        self._notify("STATUS=" + self._one_line())
-
-    # -- the kernel's word -------------------------------------------------------------------------
-
-    def _read_events(self) -> None:
-        for event in self.steering.read_events():
-            self._take_event(event)
-
-    def _take_event(self, event: Event) -> None:
-        watched = self.guards.at(event.guard)
-        detail = {
-            "kind": event.kind.name.lower(),
-            "guard": watched.guard.name if watched else None,
-            "client": [str(event.flow.saddr), event.flow.sport],
-            "server": [str(event.flow.daddr), event.flow.dport],
-            "boottime": event.at,
-        }
-        if event.who is not None:
-            proven = event.who.netns == event.flow.netns
-            detail |= {"pid": event.who.tgid, "uid": event.who.uid, "comm": event.who.comm, "proven": proven}
-        self.notary.bypass(detail)
-        if event.kind is EventKind.BYPASS:
-            self.bypasses += 1
-            _complain(f"bypass: {detail['client']} reached {detail['server']} without the proxy")
-        # Also what was let through on purpose, but a moment before the guard began to enforce.
-        if watched is not None and watched.guard.mode == "enforce" and not watched.off:
-            self._destroy(event)
-
-    def _destroy(self, event: Event) -> None:
-        for one in sockdiag.connections(event.flow.dport):
-            if (one.remote, one.remote_port) == (event.flow.saddr, event.flow.sport):
-                with contextlib.suppress(OSError):
-                    sockdiag.destroy(one)
+        self._notify("STATUS=" + status_line(self))
 
     # -- life --------------------------------------------------------------------------------------
-
-    def _one_line(self) -> str:
-        parts = []
-        for watched in self.guards:
-            word = "OFF" if watched.off else watched.guard.mode
-            parts.append(f"{watched.guard.name}: {word}")
-        return f"{len(self.crew.members)} workers; " + ", ".join(parts)
 
     async def run(self) -> int:
         """Until SIGTERM. Returns the exit code."""
@@ -271,7 +262,7 @@ class Keeper:
         self.guards.note_pre_existing()
         self._record_policy()
         for warning in self.rulebook.warnings:
-            _complain(f"policy: {warning}")
+            complain(f"policy: {warning}")
         control = ControlServer(
             self.config.control.socket,
             confine.group_id(self.config.control.read_group),
@@ -283,9 +274,11 @@ class Keeper:
         # Workers of the agent before come back within 5 s; streams that nobody claimed then are dead.
         loop.call_later(RECOVER_AFTER, self._recover)
         loop.add_reader(self._listener.fileno(), self._accept)
-        loop.add_reader(self.steering.events.fileno(), self._read_events)
+        loop.add_reader(self.steering.events.fileno(), self._alarms.read)
         self._reserve.workers_changed(self._is_served, stopping=False)
         ticking = [loop.create_task(self._checkpoints()), loop.create_task(self._resync())]
+        if self._outlived:  # the workers start after it
+            self._say_ready()
         await self._stopping.wait()
         await self._stop(loop, ticking)
         await control.close()
@@ -309,17 +302,18 @@ class Keeper:
             try:
                 await self._checkpoint()
             except Exception as error:  # signing goes on, or strict rules deny for ever after a minute
-                _complain(f"checkpoint: {type(error).__name__}: {error}")
+                complain(f"checkpoint: {type(error).__name__}: {error}")
 
     async def _checkpoint(self) -> None:
         counters = self._counters()
         signed = await self.notary.checkpoint(counters)
         for stream, seq in signed.items():
             self.crew.sign(stream, seq)
+        self._growth.note(counters)
         pressure = self.notary.tend(counters)
         if pressure != self.pressure:
             self.pressure = pressure
-            _complain(f"evidence disk: {pressure}")
+            announce("disk", f"evidence disk: {pressure}", {"pressure": pressure})
             self.crew.broadcast(Pressure(pressure))
 
     def _counters(self) -> dict[str, int]:
@@ -332,26 +326,24 @@ class Keeper:
         while True:
             await asyncio.sleep(RESYNC_EVERY)
             try:
+                self.losses.check()
                 await asyncio.to_thread(self.guards.resync)
                 self.unanswered.note(self.steering.sweep_identities(older_than=IDENTITY_KEPT))
             except Exception as error:  # the tables that keep databases reachable are kept true for ever
-                _complain(f"resync: {type(error).__name__}: {error}")
+                complain(f"resync: {type(error).__name__}: {error}")
 
     async def _stop(self, loop: asyncio.AbstractEventLoop, ticking: list[asyncio.Task[None]]) -> None:
-        """Refuse what is new, let exchanges end, take the last frames, write CLOSE."""
-        self._notify("STOPPING=1\nSTATUS=stopping; guards in enforce refuse connections")
-        self._reserve.workers_changed(self._is_served, stopping=True)
-        for member in list(self.crew.members.values()):
-            member.draining = True
-            for guard in member.listening:
-                index = self.guard_index(guard)
-                if index is not None:
-                    self.steering.clear_listener(index, member.slot)
-            member.send(Drain(self._stop_drain))
-        for _ in range(int((self._stop_drain + 2) / 0.02)):
-            if not self.crew.members:
-                break
-            await asyncio.sleep(0.02)
+        """Refuse what is new, let exchanges end, take the last frames, write CLOSE. Workers that outlive
+        this agent are not told, and what the kernel holds of them stays."""
+        self._notify("STOPPING=1\nSTATUS=" + self._last_words())
+        if not self._outlived:
+            self._reserve.workers_changed(self._is_served, stopping=True)
+            for member in list(self.crew.members.values()):
+                self._dismiss(member, Drain(self._stop_drain))
+            for _ in range(int((self._stop_drain + 2) / 0.02)):
+                if not self.crew.members:
+                    break
+                await asyncio.sleep(0.02)
         for task in ticking:
             task.cancel()
         await asyncio.gather(*ticking, return_exceptions=True)
@@ -360,12 +352,20 @@ class Keeper:
         self.notary.close(self._counters())
         loop.remove_reader(self._listener.fileno())
         loop.remove_reader(self.steering.events.fileno())
-        self.crew.close()
-        self.guards.close()
+        if not self._outlived:
+            self.crew.close()
+            self.guards.close()
         if self._identifier is not None:
             self._identifier.close()
         self.steering.close()
         self._listener.close()
+
+    def _last_words(self) -> str:
+        if self._outlived and any(not m.draining for m in self.crew.members.values()):
+            return (
+                "stopping; workers go on with the policy they have, new connections wait for the next agent"
+            )
+        return "stopping; guards in enforce refuse connections; `vecward unsteer` opens them"
 
 
 async def _find_out(answer: Coroutine[Any, Any, Subject]) -> Subject:
@@ -376,7 +376,7 @@ async def _find_out(answer: Coroutine[Any, Any, Subject]) -> Subject:
 
 
 def _failed(error: Exception) -> Subject:
-    _complain(f"identity: {type(error).__name__}: {error}")
+    complain(f"identity: {type(error).__name__}: {error}")
     return _nobody(f"identity failed: {type(error).__name__}")
 
 
@@ -394,7 +394,3 @@ def _fixed_changes(old: Config, new: Config) -> list[str]:
         "proxy.workers": (old.proxy.workers, new.proxy.workers),
     }
     return [name for name, (before, after) in pairs.items() if before != after]
-
-
-def _complain(text: str) -> None:
-    print(f"vecward: {text}", file=sys.stderr, flush=True)

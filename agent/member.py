@@ -45,6 +45,7 @@ class Member:
     slot: int = -1
     generation: str = ""
     stream: str = ""
+    born: int = 0  # when its generation began: its parent's start, in ticks since boot
     listening: set[str] = field(default_factory=set)
     counters: dict[str, int] = field(default_factory=dict)
     sessions: int = 0

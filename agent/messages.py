@@ -185,6 +185,7 @@ class Drain(Message, frozen=True, tag="drain"):
     """Take no new connection, finish what is under way for so many seconds, then exit."""
 
     seconds: float
+    keep: float = 0.0  # before that: seconds in which sessions go on as they are, idle ones too
 
 
 class Adopt(Message, frozen=True, tag="adopt"):

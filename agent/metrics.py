@@ -18,6 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 MAX_HEAD = 8192
+_JUDGED = "requests_"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 NAMES = {
@@ -27,9 +28,13 @@ NAMES = {
     "vecward_guard_pre_existing": "Connections older than the agent, never judged.",
     "vecward_workers": "Proxy workers connected to the agent.",
     "vecward_sessions": "Client connections open now.",
+    "vecward_steering_lost": "Programs of the kernel part that were detached or unpinned behind our back.",
     "vecward_unanswered_total": "Connections that were gone before a worker could ask whose they are.",
     "vecward_kernel_total": "What the kernel part counted, by event.",
     "vecward_proxy_total": "What the workers counted, by event.",
+    "vecward_requests_total": "Requests judged, by verdict; would: in observe, other than passed on.",
+    "vecward_evidence_key_break": "1 where the signing key that was announced is gone.",
+    "vecward_evidence_free_bytes": "Free on the file system of the evidence.",
     "vecward_evidence_unsigned_frames": "Frames written and not yet signed.",
     "vecward_evidence_lost_frames_total": "Frames that could not be written.",
     "vecward_policy_broken": "1 when the last reload was refused.",
@@ -57,14 +62,29 @@ class _Snapshot(Collector):
         )
         yield _gauge("vecward_workers", [((), len(status["workers"]))])
         yield _gauge("vecward_sessions", [((), sum(w["sessions"] for w in status["workers"]))])
+        yield _gauge("vecward_steering_lost", [((), len(status["steering_lost"]))])
         yield _counter("vecward_unanswered_total", {"": status["unanswered"]}, label=None)
         yield _counter("vecward_kernel_total", status["kernel"])
-        yield _counter("vecward_proxy_total", status["proxy"])
+        proxy, verdicts = _split(status["proxy"])
+        yield _counter("vecward_proxy_total", proxy)
+        yield _counter("vecward_requests_total", verdicts, label="verdict")
+        yield _gauge("vecward_evidence_key_break", [((), status["evidence"]["key_break"])])
+        yield _gauge("vecward_evidence_free_bytes", [((), status["evidence"]["free"])])
         yield _gauge("vecward_evidence_unsigned_frames", [((), status["evidence"]["unsigned"])])
         yield _counter(
             "vecward_evidence_lost_frames_total", {"": status["proxy"].get("evidence_dropped", 0)}, label=None
         )
         yield _gauge("vecward_policy_broken", [((), status["policy"]["problem"] is not None)])
+
+
+VERDICTS = ("allow", "deny", "tunnel", "would")
+
+
+def _split(proxy: dict[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+    """What workers counted, without and with the requests; verdicts are there from the start, for rates."""
+    judged = {name.removeprefix(_JUDGED): n for name, n in proxy.items() if name.startswith(_JUDGED)}
+    rest = {name: n for name, n in proxy.items() if not name.startswith(_JUDGED)}
+    return rest, dict.fromkeys(VERDICTS, 0) | judged
 
 
 def _gauge(name: str, values: Iterable[tuple[tuple[str, ...], Any]], *labels: str) -> Metric:

@@ -26,6 +26,7 @@ from agent.evidence.ledger import BlockDigest, Ledger, LedgerError, PresentError
 from agent.evidence.recovery import recover_streams
 from agent.evidence.retention import Pressure, Reserve, disk_pressure, free_bytes, retain
 from agent.evidence.segment import list_segments
+from agent.journal import announce
 
 T = TypeVar("T")
 RETENTION_EVERY = 60.0
@@ -80,9 +81,8 @@ class Notary:
         if not self._reserve.fill():
             self._complain("no room for the reserve that keeps GAP and CHECKPOINT writable on a full disk")
         if self._key_break:
-            self._complain(
-                "the signing key that the last checkpoint announced is not here: a key break is recorded"
-            )
+            text = "the signing key that the last checkpoint announced is not here: a key break is recorded"
+            announce("key-break", f"ledger: {text}")
 
     def _open(self) -> Ledger:
         return Ledger(self.root, host=self.host, boot=self.boot)

@@ -78,6 +78,7 @@ class Server:
         self._announce = announce
         self._spawn = spawn
         self._served: dict[str, Served] = {}
+        self._closed = False
 
     def find(self, guard: str) -> Served | None:
         return self._served.get(guard)
@@ -95,6 +96,8 @@ class Server:
                     known.custody = make_custody(settings, hmac_key)
                 known.settings = settings
                 continue
+            if self._closed and known is None:
+                continue  # sessions that stand follow the policy; nothing new is served
             engine = make_engine(settings.engine, name, hmac_key=hmac_key, clock=time.monotonic)
             if (
                 known is not None
@@ -118,7 +121,7 @@ class Server:
     def announce_all(self) -> None:
         """Tell an agent that was started again of every listener."""
         for served in self._served.values():
-            if served.server is not None:
+            if served.server is not None and not self._closed:
                 self._announce(served.settings.name, served.listener.fileno())
 
     def adopt(self, guard: str, descriptor: int) -> None:
@@ -139,6 +142,13 @@ class Server:
 
         self._spawn(connect())
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether every guard of the last `sync` is listened for."""
+        return all(served.server is not None for served in self._served.values())
+
     def close(self) -> None:
+        """Take nothing new; what was accepted goes on."""
+        self._closed = True
         for served in self._served.values():
             served.close()

@@ -33,6 +33,7 @@ def status_document(keeper: Keeper) -> dict[str, Any]:
         "guards": [_guard(keeper, watched) for watched in keeper.guards],
         "coverage": coverage(kernel),
         "unanswered": keeper.unanswered.count,
+        "steering_lost": keeper.losses.lost,
         "kernel": kernel,
         "proxy": keeper.crew.counters(),
         "workers": [
@@ -55,6 +56,24 @@ def status_document(keeper: Keeper) -> dict[str, Any]:
         },
         "evidence": keeper.notary.document(),
     }
+
+
+def status_line(keeper: Keeper) -> str:
+    """The same in a line, for `systemctl status`."""
+    ways = coverage(keeper.steering.stats())
+    members = keeper.crew.members.values()
+    draining = sum(m.draining for m in members)
+    guards = (f"{w.guard.name}: {'OFF' if w.off else w.guard.mode}" for w in keeper.guards)
+    parts = [", ".join(guards) or "no guard is configured", f"{len(members) - draining} workers"]
+    if draining:
+        parts[-1] += f" and {draining} draining"
+    parts += [f"{sum(m.sessions for m in members)} sessions", f"{ways['connects']} connects"]
+    parts += [f"{ways[way]} {way}" for way in ("unobserved", "bypass") if ways[way]]
+    if keeper.rule_problem:
+        parts.append("THE LAST RELOAD WAS REFUSED")
+    if keeper.pressure != "ok":
+        parts.append(f"evidence disk: {keeper.pressure}")
+    return "; ".join(parts)
 
 
 def coverage(kernel: dict[str, int]) -> dict[str, int]:

@@ -16,6 +16,7 @@ from typing import Any
 from agent.evidence.recorder import Presented, Recorder
 from agent.evidence.segment import SegmentFile
 from agent.messages import NeedSegment, Present, Segment, Welcome, WorkerMessage
+from agent.tally import request_counts
 
 CARD_WAIT = 0.02  # seconds in which who came and went is written with the next block, or in its own
 CLOSE_TIMEOUT = 2.0  # seconds a disk may take for the last frames
@@ -98,7 +99,8 @@ class EvidenceStream:
         if self._recorder is None:
             return {}
         values = {f"evidence_{name}": value for name, value in self._recorder.counters().items()}
-        return values | {"evidence_seq": self._recorder.seq, "evidence_lost": self._recorder.lost}
+        values |= {"evidence_seq": self._recorder.seq, "evidence_lost": self._recorder.lost}
+        return values | request_counts()  # what was judged is what was recorded
 
     async def close(self) -> None:
         """CLOSE, and the last presentation: a wanted stop leaves nothing unproven, also on a slow disk."""

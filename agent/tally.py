@@ -1,11 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the end of a session sums up. Counts records and bytes, reads no content."""
+"""What the end of a session sums up, and what all sessions of this process did. Counts records and bytes,
+reads no content."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from agent.protocols.session import Abort, Intent, Opaque, Record, Result
+
+_REQUESTS: Counter[str] = Counter()
+
+
+def request_counts() -> dict[str, int]:
+    """Requests of all sessions of this process since it started, by verdict; `would`: in observe, other than
+    passed on as it is."""
+    return {f"requests_{name}": count for name, count in _REQUESTS.items()}
 
 
 class Tally:
@@ -26,7 +36,10 @@ class Tally:
             self.allowed += record.verdict.outcome in ("allow", "tunnel")
             self.denied += record.verdict.outcome == "deny"
             self.held += record.verdict.outcome == "hold"
-            self.would += record.verdict.would is not None
+            _REQUESTS[record.verdict.outcome] += 1
+            if record.verdict.would is not None:
+                self.would += 1
+                _REQUESTS["would"] += 1
         elif type(record) is Result:
             self.open -= 1
             self.rows += record.rows

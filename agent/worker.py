@@ -10,22 +10,24 @@ in observe never breaks a client.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
 import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from agent.bugs import say_bug
 from agent.callers import is_peer, may_be_named, subject_key
 from agent.card import session_card
 from agent.evidence.recorder import Recorder
 from agent.host import Refuse
 from agent.judge import Bindings, SessionJudge
+from agent.leaving import Leaving
 from agent.link import IDENTITY_TIMEOUT, OBSERVED_TIMEOUT, AgentGone, AgentLink
 from agent.messages import (
     VERSION,
@@ -67,8 +69,19 @@ GC_EVERY = 50_000  # allocations: an exchange leaves no cycle, and at 700 the se
 class Worker:
     """Implements ``relay.Host`` and ``judge.Rules``."""
 
-    def __init__(self, agent_socket: Path, generation: str) -> None:
+    def __init__(
+        self,
+        agent_socket: Path,
+        generation: str,
+        *,
+        notify: Callable[[str], object] = lambda word: None,
+        term_drain: float = 0.0,
+    ) -> None:
+        """``notify`` hears "ready" and "draining"; ``term_drain``: seconds for exchanges after a SIGTERM."""
         self._generation = generation
+        self._notify = notify
+        self._term_drain = term_drain
+        self._refused = False
         self._link = AgentLink(agent_socket, self._hello, self._take, self._agent_lost)
         self._server = Server(self._accept, self._announce, self._spawn)
         self._relays: dict[str, Relay] = {}
@@ -80,9 +93,7 @@ class Worker:
         self._stream = EvidenceStream(self._link.send, self._spawn)
         self._slot = -1
         self._budget = Budget(note=lambda: self.count("held_refused"))
-        self._stopping = asyncio.Event()
-        self._drained = asyncio.Event()
-        self._draining = False
+        self._leaving = Leaving(self._relays, self._server.close, notify, self._spawn)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # -- relay.Host --------------------------------------------------------------------------------
@@ -175,15 +186,7 @@ class Worker:
     def report_bug(self, error: BaseException) -> None:
         """An exception that should not be: counted, and said on stderr without any client byte."""
         self.count("bugs")
-        place = error.__traceback__
-        while place is not None and place.tb_next is not None:
-            place = place.tb_next
-        where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else "?"
-        print(
-            f"vecward: bug: {type(error).__name__} at {where}; the connection was closed",
-            file=sys.stderr,
-            flush=True,
-        )
+        say_bug(error)
 
     def forget(self, relay: Relay) -> None:
         if self._relays.pop(relay.id, None) is None:
@@ -193,8 +196,7 @@ class Worker:
             self._subjects[key] -= 1
             if self._subjects[key] <= 0:
                 del self._subjects[key]
-        if self._draining and not self._relays:
-            self._drained.set()
+        self._leaving.session_ended()
 
     # -- judge.Rules -------------------------------------------------------------------------------
 
@@ -253,12 +255,13 @@ class Worker:
             case Adopt():
                 self._server.adopt(message.guard, descriptors[0])
             case Drain():
-                self._spawn(self._drain(message.seconds))
+                self._spawn(self._leaving.drain(message.seconds, message.keep))
             case Refused():
                 print(
                     f"vecward: the agent refuses this worker: {message.reason}", file=sys.stderr, flush=True
                 )
-                self._stopping.set()
+                self._refused = True
+                self._leaving.stopping.set()
             case _:
                 raise TypeError(f"not for a worker: {type(message).__name__}")
 
@@ -268,6 +271,7 @@ class Worker:
         self._server.announce_all()
         self._serve()
         self._stream.present()
+        self._say_ready()
 
     def _take_snapshot(self, snapshot: Snapshot) -> None:
         before = self._snapshot
@@ -308,6 +312,11 @@ class Worker:
 
     def _announce(self, guard: str, descriptor: int) -> None:
         self._link.send(Listener(guard), descriptor)
+        self._say_ready()
+
+    def _say_ready(self) -> None:
+        if self._server.is_complete and not self._leaving.begun:
+            self._notify("ready")
 
     def _accept(self, served: Served, transport: asyncio.Transport) -> Relay | None:
         self.count("accepted")
@@ -361,33 +370,18 @@ class Worker:
                 for relay in [r for r in self._relays.values() if r.tunnelled]:  # an `until` may have passed
                     asyncio.get_running_loop().call_soon(self._recheck, relay)
 
-    async def _drain(self, seconds: float) -> None:
-        """Stop listening, let the exchanges under way end, then stop."""
-        if self._draining:
-            return
-        self._draining = True
-        await asyncio.sleep(0.05)  # the slots are empty already; take what waits in the queues
-        self._server.close()
-        for relay in list(self._relays.values()):
-            relay.drain()
-        if self._relays:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._drained.wait()
-        self._stopping.set()
-
     async def run(self) -> int:
         """Serve until told to stop. Returns the exit code."""
         gc.freeze()
         gc.set_threshold(GC_EVERY)
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
+        loop.add_signal_handler(signal.SIGTERM, self._leaving.terminate, self._term_drain)
         loop.add_signal_handler(
             signal.SIGINT, lambda: None
         )  # the terminal's ^C is the supervisor's to answer
         keeping = loop.create_task(self._link.keep())
         ticking = loop.create_task(self._tick())
-        await self._stopping.wait()
+        await self._leaving.stopping.wait()
         for relay in list(self._relays.values()):
             relay.end("stopped")
         self._link.drop_questions()  # nothing may be recorded once the stream is closed
@@ -397,4 +391,4 @@ class Worker:
         for task in (keeping, ticking, *self._tasks):
             task.cancel()
         await asyncio.gather(keeping, ticking, *self._tasks, return_exceptions=True)
-        return 0
+        return int(self._refused)

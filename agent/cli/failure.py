@@ -18,6 +18,7 @@ class Code(IntEnum):
     USAGE = 2
     UNREACHABLE = 3  # the agent does not answer
     UNPROVEN = 4  # verification failed
+    UNCONFIGURED = 78  # a unit whose configuration is broken (EX_CONFIG): not to be tried again
 
 
 class Fail(Exception):

@@ -63,6 +63,8 @@ TABLE: dict[str, dict[str, Entry]] = {
     },
 }
 COMMANDS: dict[str, Entry] = {name: entry for group in TABLE.values() for name, entry in group.items()}
+# What the units start: in no list, no manual page and no completion.
+INTERNAL = {"unit": Entry("agent.cli.unit", "unit", "")}
 
 
 class Commands(click.Group):
@@ -72,7 +74,7 @@ class Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        entry = COMMANDS.get(cmd_name)
+        entry = COMMANDS.get(cmd_name) or INTERNAL.get(cmd_name)
         if entry is None:
             return None
         try:
@@ -88,7 +90,7 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+        if args and args[0] not in {*COMMANDS, *INTERNAL} and not args[0].startswith("-"):
             import difflib
 
             near = difflib.get_close_matches(args[0], COMMANDS, 1)

@@ -5,12 +5,18 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.failure import Fail
+from agent.cli.failure import Code, Fail
 from agent.cli.settings import Settings
+
+if TYPE_CHECKING:
+    from agent.kernel.attach import Loaded
 
 
 @click.command()
@@ -47,6 +53,35 @@ def run(settings: Settings, file: Path | None) -> int:
         raise Fail(str(error), error.hint or None) from None
 
 
+@contextmanager
+def failing_plainly(config_code: Code = Code.FAILED) -> Iterator[None]:
+    """What keeps a process of ours from starting, as one line and a hint."""
+    from agent.config import ConfigError
+    from agent.confine import ConfineError
+    from agent.kernel.errors import SteeringError
+    from agent.places import RunError
+    from policy.problem import PolicyError
+
+    try:
+        yield
+    except ConfigError as error:
+        raise Fail("\n".join(error.problems), code=config_code, lines=True) from None
+    except PolicyError as error:
+        raise Fail(str(error), code=config_code, lines=True) from None
+    except SteeringError as error:
+        raise Fail(
+            f"steering: {error.missing}", error.hint or "vecward doctor tells what this host can do"
+        ) from None
+    except (RunError, ConfineError) as error:
+        raise Fail(str(error), getattr(error, "hint", "") or None) from None
+
+
+def say_attached(loaded: Loaded) -> None:
+    click.echo(f"attached {len(loaded.programs)} programs below {loaded.pins}")
+    for program, why in loaded.lost.items():
+        click.echo(f"not loaded: {program}: {why}", err=True)
+
+
 @click.command()
 @click.pass_obj
 def steer(settings: Settings) -> int:
@@ -54,30 +89,18 @@ def steer(settings: Settings) -> int:
 
     Without an agent that serves the guarded ports nothing is refused yet: guards are set by the agent.
     """
-    from agent import confine
-    from agent.config import ConfigError, load_config
-    from agent.kernel.attach import attach, find_cgroup2_root
-    from agent.kernel.errors import SteeringError
-    from agent.run import OBJECT
+    from agent.config import load_config
+    from agent.roles import steer as attach_once
 
     if os.geteuid() != 0:
         raise Fail("steer needs root", "run it with sudo")
-    try:
+    with failing_plainly():
         config = load_config(settings.config_file)
-        point = find_cgroup2_root() if config.steer.cgroup == "auto" else config.steer.cgroup
-        uid, gid, _ = confine.user_ids(config.users.agent)
-        netns = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            loaded = attach(config.steer.pins, point, netns, OBJECT, (uid, gid))
-        finally:
-            os.close(netns)
-    except ConfigError as error:
-        raise Fail("\n".join(error.problems), lines=True) from None
-    except SteeringError as error:
-        raise Fail(f"steering: {error.missing}", error.hint or None) from None
-    click.echo(f"attached {len(loaded.programs)} programs below {loaded.pins}")
-    for program, why in loaded.lost.items():
-        click.echo(f"not loaded: {program}: {why}", err=True)
+        loaded = attach_once(config)
+    if loaded is None:
+        click.echo(f"it is attached already, below {config.steer.pins}")
+    else:
+        say_attached(loaded)
     return 0
 
 

@@ -17,6 +17,7 @@ def show_status(document: dict[str, Any]) -> None:
     _head(screen, document)
     screen.print(table(_GUARD_COLUMNS, document["guards"], screen))
     _coverage(screen, document["coverage"])
+    _steering(screen, document["steering_lost"])
     if document["workers"]:
         screen.print(table(_WORKER_COLUMNS, document["workers"], screen))
     _policy(screen, document["policy"])
@@ -72,6 +73,12 @@ def _coverage(screen: Console, coverage: dict[str, int]) -> None:
     if coverage["bypass"]:
         line.stylize("bold red")
     screen.print(line)
+
+
+def _steering(screen: Console, lost: dict[str, str]) -> None:
+    if lost:
+        named = ", ".join(f"{clean(name)} {clean(state)}" for name, state in lost.items())
+        screen.print(Text(f"steering lost: {named}; connections may go unseen", style="bold red"))
 
 
 def _policy(screen: Console, policy: dict[str, Any]) -> None:
