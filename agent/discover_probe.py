@@ -4,8 +4,8 @@
 Chroma: ``GET /api/v2/heartbeat``, then ``/api/v2/auth/identity``. Qdrant: ``GET /``, then ``/collections``
 (whether it asks for a key). PostgreSQL: SSLRequest, then a startup packet of a user that is not there, up to
 the first answer (PostgreSQL docs, 54.2.1 and 54.2.10); it leaves a line or two in the server's log. No
-credential is sent. What answers is a stranger: at most MAX_ANSWER bytes, TIMEOUT seconds, and nothing in it is
-believed but names and versions of a plain form. To be called in the listener's network namespace.
+credential is sent. What answers is a stranger: at most MAX_ANSWER bytes, TIMEOUT seconds, and nothing in it
+is believed but names and versions of a plain form. To be called in the listener's network namespace.
 """
 
 from __future__ import annotations

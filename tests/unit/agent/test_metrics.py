@@ -21,9 +21,10 @@ STATUS: dict[str, Any] = {
     ],
     "workers": [{"sessions": 2}, {"sessions": 5}],
     "unanswered": 1,
+    "steering_lost": {},
     "kernel": {"established_steered": 7},
-    "proxy": {"accepted": 9, "evidence_dropped": 4},
-    "evidence": {"unsigned": 11},
+    "proxy": {"accepted": 9, "evidence_dropped": 4, "requests_deny": 3},
+    "evidence": {"unsigned": 11, "free": 77, "key_break": True},
     "policy": {"problem": None},
 }
 
@@ -48,6 +49,8 @@ def test_the_numbers_are_those_of_the_status() -> None:
     assert found["vecward_kernel_total", "established_steered"] == 7
     assert found["vecward_proxy_total", "accepted"] == 9
     assert found["vecward_evidence_unsigned_frames", ""] == 11
+    assert found["vecward_evidence_free_bytes", ""] == 77
+    assert found["vecward_evidence_key_break", ""] == 1
     assert found["vecward_evidence_lost_frames_total", ""] == 4
     assert found["vecward_policy_broken", ""] == 0
     assert values({**STATUS, "policy": {"problem": "x"}})["vecward_policy_broken", ""] == 1
@@ -94,3 +97,9 @@ def test_without_a_socket_nothing_is_served() -> None:
         await server.close()
 
     run(story)
+
+
+def test_requests_are_counted_by_verdict_and_not_among_the_workers_events() -> None:
+    found = values(STATUS)
+    assert [found["vecward_requests_total", verdict] for verdict in ("allow", "deny", "would")] == [0, 3, 0]
+    assert ("vecward_proxy_total", "requests_deny") not in found

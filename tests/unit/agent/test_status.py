@@ -18,6 +18,7 @@ from agent.messages import TlsSettings
 from agent.metrics import metrics_text
 from agent.status import coverage, status_document
 
+EVIDENCE = {"unsigned": 0, "key_break": False, "free": 1}
 SECRET = Held((("api-key", "s3cr3t"),), TlsSettings(cert=b"s3cr3t"))
 
 
@@ -47,9 +48,10 @@ def keeper() -> Any:
         crew=SimpleNamespace(
             members=dict(enumerate(members)), counters=lambda: counts.total(m.counters for m in members)
         ),
-        notary=SimpleNamespace(host="h", boot="b", document=lambda: {"unsigned": 0}),
+        notary=SimpleNamespace(host="h", boot="b", document=lambda: EVIDENCE),
         guards=watched,
         unanswered=SimpleNamespace(count=6),
+        losses=SimpleNamespace(lost={"steer-1": "detached"}),
         started=0.0,
         rulebook=SimpleNamespace(hash="hash", document=SimpleNamespace(rules=[1, 2]), files=(), warnings=()),
         rule_problem="rules.yaml:3: no",
