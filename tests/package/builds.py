@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 from tests.package.rig import ROOT
@@ -27,18 +26,18 @@ def why_none(kind: str) -> str | None:
     return None if first(kind) else f"no package is built (make {kind})"
 
 
-def pair(kind: str) -> tuple[list[Path], list[Path]]:
-    """The build, and a later version of it."""
+def pair(kind: str, folder: Path) -> tuple[list[Path], list[Path]]:
+    """The build, and a later version of it, which is made in `folder`."""
     if kind == "rpm":
         raise NotImplementedError("rpm")
     (build,) = first(kind)
-    return [build], [_next_deb(build)]
+    return [build], [_next_deb(build, folder)]
 
 
-def _next_deb(build: Path) -> Path:
+def _next_deb(build: Path, folder: Path) -> Path:
     """`build` with its version's last number one higher, in the control data and in `vecward --version`."""
-    folder = Path(tempfile.mkdtemp(prefix="vwtest-next-"))
     tree = folder / "tree"
+    folder.mkdir()
     subprocess.run(["dpkg-deb", "-R", str(build), str(tree)], check=True)
     control = tree / "DEBIAN" / "control"
     text = control.read_text()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tests import venvs
 from tests.package import builds, rig
 
 INSIDE = rig.ROOT / "tests" / "package" / "inside"
+VENVS_OF = "bookworm"  # whose Python they are made with: another suite runs them in a root of it
 CACHE = Path("/var/cache/vecward-dev")
 _MEASURE = re.compile(r"^measure: (?P<name>\S+) (?P<value>[\d.]+) (?P<unit>\S+)$", re.MULTILINE)
 
@@ -34,10 +36,16 @@ FAILURES = (
 
 
 def lay_out(
-    folder: Path, steps: Sequence[str], later: Sequence[str] = (), *, kind: str = "deb", patience: int = 90
+    folder: Path,
+    steps: Sequence[str],
+    later: Sequence[str] = (),
+    *,
+    kind: str = "deb",
+    suite: str = "bookworm",
+    patience: int = 90,
 ) -> dict[Path, str]:
     """Make `folder` into what becomes /rig; `later`: steps after a reboot. Returns what is to be bound."""
-    for number, packages in enumerate(builds.pair(kind), start=1):
+    for number, packages in enumerate(builds.pair(kind, folder.with_name("next")), start=1):
         target = folder / "packages" / str(number)
         target.mkdir(parents=True)
         for package in packages:
@@ -55,7 +63,10 @@ def lay_out(
         }
         if scripts:
             rig.write_steps(folder, boot=boot, **scripts)
-    return {chroma: str(chroma), pgvector: str(pgvector)}
+    if suite == VENVS_OF:
+        return {chroma: str(chroma), pgvector: str(pgvector)}
+    base = subprocess.run([str(rig.RIG / "base"), VENVS_OF], capture_output=True, text=True, check=True)
+    return {Path(base.stdout.strip()): "/srv/bookworm", CACHE: f"/srv/bookworm{CACHE}"}
 
 
 def measures(boot: rig.Boot) -> dict[str, tuple[float, str]]:

@@ -39,25 +39,24 @@ docs = client.get_or_create_collection("docs")
 docs.upsert(ids=["a", "b"], embeddings=[[1, 2, 3], [3, 2, 1]], documents=["one", "two"])
 print(docs.query(query_embeddings=[[1, 2, 3]], n_results=1)["ids"][0][0], docs.id)
 """
-SQL = """
+SCHEMA = """
 CREATE EXTENSION IF NOT EXISTS vector;
 CREATE TABLE IF NOT EXISTS documents (id bigint PRIMARY KEY, title text, embedding vector(3));
 INSERT INTO documents SELECT n, 'title ' || n, ARRAY[n, n % 7, n % 3]::vector
   FROM generate_series(1, 100) AS n ON CONFLICT DO NOTHING;
-SELECT id FROM documents ORDER BY embedding <-> '[5,5,2]' LIMIT 1;
 """
+SQL = "SELECT id FROM documents ORDER BY embedding <-> '[5,5,2]' LIMIT 1"
 
 
 def enclosed() -> bool:
     return OLD_ROOT.is_dir()
 
 
-def where() -> list[str]:
-    """Properties of the units that run them."""
-    if not enclosed():
-        return []
-    paths = "/var/tmp /rig"
-    return [f"RootDirectory={OLD_ROOT}", f"BindPaths={paths}", "MountAPIVFS=yes"]
+def within(user: str, command: list[str]) -> list[str]:
+    """`command` as `user`, in the other root where there is one."""
+    if enclosed():
+        return ["chroot", f"--userspec={user}:", str(OLD_ROOT), *command]
+    return ["runuser", "-u", user, "--", *command]
 
 
 def python(venv: str) -> str:
@@ -71,20 +70,27 @@ def programs() -> Path:
     return Path(str(found).removeprefix(str(OLD_ROOT))) if enclosed() else found
 
 
+def prepare() -> None:
+    """What the other root needs to run a client in."""
+    if enclosed():
+        for name in ("dev", "proc", "tmp", "var/tmp", "rig"):
+            run("mount", "--bind", f"/{name}", f"{OLD_ROOT}/{name}")
+
+
 def start_chroma() -> None:
     command = [f"{CHROMA}/bin/chroma", "run", "--host", "127.0.0.1", "--port", str(CHROMA_PORT)]
     properties = [
         "WorkingDirectory=/var/tmp",
         "Environment=ANONYMIZED_TELEMETRY=False HOME=/var/tmp",
-        *where(),
     ]
-    start_unit("database-chroma", [*command, "--path", "/var/tmp/chroma"], *properties)
+    command = within("root", [*command, "--path", "/var/tmp/chroma"])
+    start_unit("database-chroma", command, *properties)
     wait_until(lambda: answers(CHROMA_PORT), "Chroma answers", 4 * PATIENCE)
 
 
 def start_postgres() -> None:
     data = Path("/var/tmp/postgres")
-    user = ["User=nobody", "Environment=HOME=/var/tmp LC_ALL=C", "WorkingDirectory=/var/tmp", *where()]
+    common = ["Environment=HOME=/var/tmp LC_ALL=C", "WorkingDirectory=/var/tmp"]
     if not data.exists():
         data.mkdir()
         run("chown", "nobody", str(data))
@@ -95,11 +101,19 @@ def start_postgres() -> None:
             "--no-sync",
             "--auth-host=scram-sha-256", "--auth-local=trust", f"--pwfile={secret}",
         ]  # fmt: skip
-        options = [f"--property={text}" for text in user]
-        run("systemd-run", "--quiet", "--wait", "--unit=database-initdb", *options, "--", *command)
+        options = [f"--property={text}" for text in common]
+        run(
+            "systemd-run",
+            "--quiet",
+            "--wait",
+            "--unit=database-initdb",
+            *options,
+            "--",
+            *within("nobody", command),
+        )
     command = [str(programs() / "postgres"), "-D", str(data), "-c", "listen_addresses=127.0.0.1"]
     command += ["-c", "fsync=off", "-c", "unix_socket_directories=", "-c", "dynamic_shared_memory_type=mmap"]
-    start_unit("database-postgres", command, *user)
+    start_unit("database-postgres", within("nobody", command), *common)
     wait_until(lambda: answers(POSTGRES_PORT), "PostgreSQL answers", 4 * PATIENCE)
 
 
@@ -133,11 +147,8 @@ def psql(user: str, text: str = SQL, code: int | None = 0) -> subprocess.Complet
 
 
 def _client(user: str, command: list[str], code: int | None) -> subprocess.CompletedProcess[str]:
-    prefix = ["runuser", "-u", user, "--"]
-    if enclosed():
-        prefix = ["chroot", f"--userspec={user}:", str(OLD_ROOT)]
     environment = ["env", "HOME=/tmp", f"PGPASSWORD={SECRET}", "ANONYMIZED_TELEMETRY=False", "LC_ALL=C"]
-    return run(*prefix, *environment, *command, code=code)
+    return run(*within(user, [*environment, *command]), code=code)
 
 
 def collection() -> str:
@@ -150,7 +161,7 @@ def start_load() -> None:
     out = Path("/var/tmp/load.json")
     out.unlink(missing_ok=True)
     command = [python(PGVECTOR), "-B", "/rig/inside/load.py", collection(), str(out), SECRET]
-    start_unit("load", command, "WorkingDirectory=/var/tmp", *where())
+    start_unit("load", within("root", command), "WorkingDirectory=/var/tmp")
     wait_until(lambda: min(s["done"] for s in load().values()) > 20, "the load runs")
 
 

@@ -76,6 +76,7 @@ def suspend_agent() -> None:
 def fill_disk() -> None:
     """Evidence cannot be written: in enforce with strict evidence nothing passes; with room it does again."""
     run("systemctl", "stop", "vecward.target")
+    wait_until(lambda: not list(own_processes()), "stop ends all processes")
     STATE.mkdir(exist_ok=True)
     owner = STATE.stat()
     run("mount", "-t", "tmpfs", "-o", f"size=96M,mode={owner.st_mode & 0o777:o}", "tmpfs", str(STATE))
@@ -91,8 +92,28 @@ def fill_disk() -> None:
         print(vecward("verify", code=None), flush=True)
     finally:
         run("systemctl", "stop", "vecward.target")
+        wait_until(lambda: not list(own_processes()), "stop ends all processes")
         run("umount", str(STATE))
         run("systemctl", "start", "vecward.target")
+    _serves()
+
+
+def jump_clock() -> None:
+    """An hour forward and back: in a machine of its own only, the clock of a container is the host's."""
+    for jump in ("+1 hour", "-2 hours", "+1 hour"):
+        now = float(run("date", "+%s").stdout) + {"+": 3600, "-": -3600}[jump[0]] * int(jump[1])
+        run("date", "-s", f"@{now:.0f}")
+        _serves()
+    print(vecward("verify"), flush=True)
+
+
+def starve_agent() -> None:
+    """The kernel kills it for want of memory: its own bound, made too small for a moment."""
+    before = _agent()
+    run("systemctl", "set-property", "--runtime", AGENT, "MemoryMax=8M", "MemorySwapMax=0")
+    wait_until(lambda: _agent() != before or not _active(), "the kernel ends it")
+    run("systemctl", "set-property", "--runtime", AGENT, "MemoryMax=infinity")
+    wait_until(lambda: _agent() not in (0, before) and _active(), "systemd starts another agent")
     _serves()
 
 
@@ -104,6 +125,7 @@ def before_reboot() -> None:
 
 def after_reboot() -> None:
     wait_until(_active, "the agent starts with the machine")
+    databases.prepare()
     databases.start_chroma()
     databases.start_postgres()
     _serves()
@@ -147,7 +169,5 @@ def _refuses() -> bool:
     return True
 
 
-STEPS: dict[str, Callable[[], None]] = {
-    step.__name__: step
-    for step in (kill_agent, kill_workers, hang_agent, suspend_agent, fill_disk, before_reboot, after_reboot)
-}
+_ALL = (kill_agent, kill_workers, hang_agent, suspend_agent, fill_disk, jump_clock, starve_agent)
+STEPS: dict[str, Callable[[], None]] = {step.__name__: step for step in (*_ALL, before_reboot, after_reboot)}

@@ -121,8 +121,13 @@ def explain() -> None:
         ("systemctl", "--no-pager", "--full", "status", "vecward*"),
         ("systemctl", "--no-pager", "list-units", "--all", "vecward*"),
         ("journalctl", "--no-pager", "-n", "120", "-o", "short-monotonic", "-u", "vecward*"),
-        ("journalctl", "--no-pager", "-n", "30", "-o", "short-monotonic"),
+        ("sh", "-c", "journalctl --no-pager -o short-monotonic -p 5 | grep -v chroma | tail -30"),
+        (
+            "sh",
+            "-c",
+            "journalctl --no-pager -o cat -u 'database-*' -u load | grep -v -e rust/ | tail -20",
+        ),
         ("sh", "-c", "vecward status; vecward sessions"),
     ):
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        print(f"--- {' '.join(command)}\n{done.stdout[-8000:]}{done.stderr[-2000:]}", flush=True)
+        print(f"--- {' '.join(command)}\n{done.stdout[-5000:]}{done.stderr[-2000:]}", flush=True)

@@ -56,8 +56,10 @@ def package(number: int) -> list[str]:
 
 def look_before() -> None:
     """Also starts the databases, which are there before any guard is."""
+    databases.prepare()
     databases.start_chroma()
     databases.start_postgres()
+    databases.psql("root", databases.SCHEMA)
     remember("before", traces.look())
     holds(databases.chroma_client("daemon").stdout.startswith("a "), "Chroma answers without a guard")
     holds(databases.psql("daemon").stdout.strip() == "5", "PostgreSQL answers without a guard")
@@ -79,7 +81,12 @@ def install() -> None:
 def doctor() -> None:
     done = run("vecward", "doctor", code=None)
     print(done.stdout, flush=True)
-    holds(done.returncode == 0, f"doctor ended with {done.returncode}: {done.stdout}{done.stderr}")
+    missing = [line for line in done.stdout.splitlines() if not line.startswith("ok ")]
+    if contained():  # others steer on the same kernel, in namespaces of theirs, and doctor tells of them
+        missing = [line for line in missing if "foreign sk_lookup" not in line]
+    else:
+        holds(done.returncode == 0, f"doctor ended with {done.returncode}: {done.stderr}")
+    holds(not [line for line in missing if line.strip()], f"doctor misses {missing}")
 
 
 def guard() -> None:
