@@ -59,6 +59,7 @@ TABLE: dict[str, dict[str, Entry]] = {
         "steer": Entry("agent.cli.start", "steer", "Attach and pin the kernel part."),
         "unsteer": Entry("agent.cli.start", "unsteer", "Detach and unpin the kernel part."),
         "ca": Entry("agent.cli.ca", "ca", "The built-in certificate authority: init, show, issue."),
+        "report": Entry("agent.cli.report", "report", "A redacted support bundle in one file."),
         "completion": Entry("agent.cli.completion", "completion", "Print the shell completion."),
     },
 }
