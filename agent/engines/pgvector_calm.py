@@ -50,7 +50,7 @@ def is_calm(statement: Node) -> bool:
         skipped = ("targetList",)
     elif kind == "SelectStmt" and body.get("op") == "SETOP_NONE":
         skipped = ("targetList", "sortClause")
-    parts = [value for name, value in body.items() if name not in (*skipped, "returningClause")]
+    parts = [value for name, value in body.items() if name not in skipped and name != "returningClause"]
     for name in skipped:  # but for the subqueries in them, which have conditions of their own
         parts += [inner for kind, inner, _ in below(body.get(name)) if kind == "SelectStmt"]
     return all(_is_calm(kind, inner) for kind, inner, _ in below(parts))

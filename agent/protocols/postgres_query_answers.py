@@ -21,7 +21,7 @@ from agent.protocols.postgres_messages import HEADER, Back
 from agent.protocols.postgres_query_link import INSUFFICIENT_PRIVILEGE, head_of
 from agent.protocols.postgres_query_record import MAX_SLICE, RELEASE_AT
 from agent.protocols.postgres_query_rows import RowsSide
-from agent.protocols.postgres_query_state import Entry, Kind
+from agent.protocols.postgres_query_state import Entry, Kind, cut_segment
 from agent.protocols.session import Bounds, Judge, Output, ProtocolError
 from agent.protocols.sql import Conversation, SqlEngine, Where
 
@@ -160,7 +160,7 @@ class AnsweringSide(RowsSide):
         if entry.kind in (Kind.QUERY, Kind.CALL):
             self._fail_query(entry, raw, fields)
             return
-        failed = [queue.popleft(), *queue.cut_segment()]
+        failed = [queue.popleft(), *cut_segment(queue)]
         if not queue:
             self._skipping = True
         self._fail_entry(out, entry, raw, fields)

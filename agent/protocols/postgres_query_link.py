@@ -8,6 +8,7 @@ fails at, so that it aborts and skips as after any error.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final, NoReturn
 
 from agent.protocols.budget import FREE, REASON, Hold
@@ -23,7 +24,7 @@ from agent.protocols.postgres_messages import (
     server_limits,
 )
 from agent.protocols.postgres_query_record import Recorder
-from agent.protocols.postgres_query_state import Entry, Kind, Names, Portal, Queue
+from agent.protocols.postgres_query_state import Entry, Kind, Names, Portal, Queue, has_sync
 from agent.protocols.postgres_wants import CatalogQuery
 from agent.protocols.session import Bounds, Judge, Output, ProtocolError
 from agent.protocols.sql import Column, Conversation, SqlEngine, Where
@@ -57,7 +58,7 @@ class Link:
         self._front = Framer("client", client_limits(bounds.body))
         self._back = Framer("server", server_limits(bounds.body))
         self._names = Names()
-        self._queue = Queue()
+        self._queue: Queue = deque()
         self._catalog = CatalogQuery(conversation)
         self._status = "I"  # of the transaction, as last told
         self._epoch = 0  # counts what may change what a text means
@@ -135,7 +136,7 @@ class Link:
             if later.exchange is not None:
                 later.exchange.finish(out, "refused", "an earlier answer of the pipeline was refused")
                 later.exchange = None
-        if not self._queue.has_sync and not self._skipping:
+        if not has_sync(self._queue) and not self._skipping:
             # Its side effects are taken back where they still can be: by an error before the Sync.
             self._skipping = True
             out.to_server.append(POISON)

@@ -198,19 +198,19 @@ def _bytes(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
-class Queue(deque[Entry]):
-    """Outstanding messages in order."""
+Queue = deque[Entry]  # outstanding messages in order; no class of its own, which could not be compiled
 
-    def cut_segment(self) -> list[Entry]:
-        """Take out everything up to the next Sync, which stays: what the server skips after an error."""
-        taken: list[Entry] = []
-        while self and self[0].kind is not Kind.SYNC:
-            taken.append(self.popleft())
-        return taken
 
-    @property
-    def has_sync(self) -> bool:
-        return any(entry.kind is Kind.SYNC for entry in self)
+def cut_segment(queue: Queue) -> list[Entry]:
+    """Take out everything up to the next Sync, which stays: what the server skips after an error."""
+    taken: list[Entry] = []
+    while queue and queue[0].kind is not Kind.SYNC:
+        taken.append(queue.popleft())
+    return taken
+
+
+def has_sync(queue: Queue) -> bool:
+    return any(entry.kind is Kind.SYNC for entry in queue)
 
 
 def shaped(statement: Statement, results: tuple[Format, ...]) -> tuple[Column, ...] | None:
