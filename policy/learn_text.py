@@ -135,7 +135,7 @@ def seen_lines(one: Proposal) -> Iterator[str]:
         total, sessions = sum(u.count for u in uses), _sessions(one)
         first, last = min(u.first for u in uses), max(u.last for u in uses)
         counts = ", ".join(f"{count} {name}" for name, count in _counts(one).items())
-        yield f"seen {total} times ({counts}) in {_many(sessions, 'session')},"
+        yield f"seen {total} {_times(total)} ({counts}) in {_many(sessions, 'session')},"
         yield f"from {stamp(first)} to {stamp(last)}"
         processes = _processes(one)
         shown = ", ".join(f"{pid} {plain(program)}" for pid, _, program in processes[:SHOWN])
@@ -144,6 +144,10 @@ def seen_lines(one: Proposal) -> Iterator[str]:
             yield f"by {_many(len(processes), 'process', 'es')}: {shown}{more}"
     for note in one.notes:
         yield f"note: {plain(note)}"
+
+
+def _times(number: int) -> str:
+    return "time" if number == 1 else "times"
 
 
 def _sessions(one: Proposal) -> int:
@@ -173,7 +177,8 @@ def _seen(one: Proposal) -> dict[str, Any]:
 
 def _left_lines(one: Left) -> Iterator[str]:
     what = f", {plain(one.what)}" if one.what else ""
-    yield f"# not proposed: guard {plain(one.guard)}, {plain(one.who)}{what}, {one.count} times:"
+    often = f"{one.count} {_times(one.count)}"
+    yield f"# not proposed: guard {plain(one.guard)}, {plain(one.who)}{what}, {often}:"
     yield f"#   {plain(one.why)}"
     if one.rule is not None:
         yield from (f"#   {line}" for line in rule_lines(one.rule))

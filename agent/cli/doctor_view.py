@@ -95,7 +95,8 @@ def _place_checks(config: object) -> Iterator[Check]:
         return
     try:
         files = policy_files(config)
-        lost = None if files or not config.guards else "in enforce nothing is allowed without a rule"
+        enforces = any(guard.mode == "enforce" for guard in config.guards)
+        lost = "in enforce nothing is allowed without a rule" if enforces and not files else None
         yield Check(
             f"policy: {count(len(files), 'file')}",
             lost is None,

@@ -79,11 +79,10 @@ def learn(
 
 
 def _head(told: dict[str, Any], guard: str | None) -> list[str]:
-    when = f"{told['since'] or 'the beginning'} to {told['until'] or 'now'}"
-    of = f"of guard {guard}" if guard else ""
+    when = f"from {told['since'] or 'the beginning'} to {told['until'] or 'now'}"
     return [
-        f"Proposed by `vecward policy learn`: {told['exchanges']} requests of {told['sessions']} sessions",
-        f"{of}, {when}.".removeprefix(", "),
+        f"Proposed by `vecward policy learn`: {told['exchanges']} requests of {told['sessions']} sessions,",
+        f"{f'of guard {guard}, ' if guard else ''}{when}.",
         "What was seen is not what is right: read every rule.",
     ]
 

@@ -53,6 +53,8 @@ def observe(
                     continue
                 session, subject, process = found
                 if isinstance(frame, OpaqueFrame):
+                    if session.ended is not None and not session.bytes_in:
+                        continue  # it said nothing: a port check
                     guard, engine = session.guard or "", session.engine or ""
                     seen.add_unread(guard, engine, subject, frame.protocol, frame.at, frame.session, process)
                     continue

@@ -141,6 +141,16 @@ def test_unread_traffic_of_the_database_itself_and_of_a_listed_peer_becomes_a_tu
     assert "who: {self: true}" in text
     assert 'who: {remote: "10.0.0.7/32"}' in text
     assert text.count("tunnel: true") == 2
-    assert "not proposed: guard q, remote=10.0.0.8, unknown (http2), 1 times:" in text
+    assert "not proposed: guard q, remote=10.0.0.8, unknown (http2), 1 time:" in text
     code, out, err = run(folder, "-c", str(config), "policy", "check", str(file))
     assert code == 0, out + err
+
+
+def test_a_connection_that_said_nothing_is_nobody_to_learn_from(tmp_path: Path) -> None:
+    stream = Stream(tmp_path / "evidence")
+    for n, said in (("1", 0), ("2", 9)):
+        session = f"5e55100{n}"
+        frame = OpaqueFrame(at=START, up=START, session=session, reason="not read", protocol="unknown")
+        stream.block(opened(session), frame, ended(session, bytes_in=said, bytes_out=0))
+    (left,) = json.loads(run(tmp_path / "evidence", "policy", "learn", "--json")[1])["left"]
+    assert left["count"] == 1
