@@ -6,6 +6,7 @@ Owns finding them. Bias: a missing build is said as a reason, never a pass.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -13,13 +14,26 @@ from pathlib import Path
 
 from tests.package.rig import ROOT
 
+BUILD_SECONDS = 1800  # for all that a package holds, where nothing is built yet
 
-def first(kind: str) -> list[Path]:
-    """The packages of the newest build; none when empty. VECWARD_PACKAGES names another folder."""
-    folder = Path(os.environ.get("VECWARD_PACKAGES") or ROOT / "build")
+
+@functools.cache
+def first(kind: str) -> tuple[Path, ...]:
+    """The packages of the newest build, made when there is none; VECWARD_PACKAGES names another folder."""
+    folder = os.environ.get("VECWARD_PACKAGES")
+    if folder is None and not _newest(ROOT / "build", kind) and _can_build(kind):
+        subprocess.run(["make", "-s", "-C", str(ROOT), kind], check=True, timeout=BUILD_SECONDS)
+    return _newest(Path(folder or ROOT / "build"), kind)
+
+
+def _newest(folder: Path, kind: str) -> tuple[Path, ...]:
     pattern = {"deb": "vecward_*.deb", "rpm": "vecward-[0-9]*.rpm"}[kind]
     found = [path for path in folder.rglob(pattern) if not path.name.endswith(".src.rpm")]
-    return sorted(found, key=lambda path: path.stat().st_mtime)[-1:]
+    return tuple(sorted(found, key=lambda path: path.stat().st_mtime)[-1:])
+
+
+def _can_build(kind: str) -> bool:
+    return any(line.startswith(f"{kind}:") for line in (ROOT / "Makefile").read_text().splitlines())
 
 
 def why_none(kind: str) -> str | None:
@@ -53,6 +67,11 @@ def _next_deb(build: Path, folder: Path) -> Path:
         changed += f'"{upstream}"' in text
     if not changed:
         raise AssertionError("the package has no version to change")
+    for script in (tree / "DEBIAN").iterdir():  # where they name the generation that this version starts
+        if script.name in ("preinst", "postinst", "prerm", "postrm"):
+            script.write_text(script.read_text().replace(upstream, new))
+    for link in list(tree.rglob(f"*@{upstream}.*")):
+        link.rename(link.with_name(link.name.replace(upstream, new)))
     target = folder / f"vecward_{new}_{build.name.rpartition('_')[2]}"
     _sum(tree)
     subprocess.run(

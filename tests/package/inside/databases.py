@@ -74,7 +74,7 @@ def prepare() -> None:
     """What the other root needs to run a client in."""
     if enclosed():
         for name in ("dev", "proc", "tmp", "var/tmp", "rig"):
-            run("mount", "--bind", f"/{name}", f"{OLD_ROOT}/{name}")
+            run("mount", "--rbind", f"/{name}", f"{OLD_ROOT}/{name}")
 
 
 def start_chroma() -> None:
@@ -160,7 +160,7 @@ def start_load() -> None:
     """inside/load.py as a service; `load` reads what it counts."""
     out = Path("/var/tmp/load.json")
     out.unlink(missing_ok=True)
-    command = [python(PGVECTOR), "-B", "/rig/inside/load.py", collection(), str(out), SECRET]
+    command = [python(PGVECTOR), "-B", "/rig/tests/package/inside/load.py", collection(), str(out), SECRET]
     start_unit("load", within("root", command), "WorkingDirectory=/var/tmp")
     wait_until(lambda: min(s["done"] for s in load().values()) > 20, "the load runs")
 

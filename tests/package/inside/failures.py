@@ -63,11 +63,9 @@ def suspend_agent() -> None:
     before = _agent()
     os.kill(before, signal.SIGSTOP)
     try:
-        for _ in range(3):  # sessions that stand go on, new ones wait or are refused: none gets past
-            holds(
-                databases.chroma_client("nobody", code=None).returncode != 0,
-                "nobody gets past a stopped agent",
-            )
+        # Sessions that stand go on; new ones wait for it and are refused: none gets past.
+        done = databases.chroma_client("nobody", code=None)
+        holds(done.returncode != 0, f"nobody got past a stopped agent: {done.stdout}")
     finally:
         os.kill(before, signal.SIGCONT)
     _serves()
@@ -95,6 +93,7 @@ def fill_disk() -> None:
         wait_until(lambda: not list(own_processes()), "stop ends all processes")
         run("umount", str(STATE))
         run("systemctl", "start", "vecward.target")
+    wait_until(life._guarded, "the guards stand on the whole disk")
     _serves()
 
 
