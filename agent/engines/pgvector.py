@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from agent.engines import pgvector_describe, pgvector_errors, pgvector_written
+from agent.engines import pgvector_errors, pgvector_written
 from agent.engines import sql_catalog_queries as queries
 from agent.engines import sql_catalog_read as reading_of
 from agent.engines.pgvector_catalogs import BELIEVED, Catalogs
@@ -90,7 +90,7 @@ class PgvectorEngine:
         return PgvectorConversation(self, guard or self._guard, where)
 
     def digest(self, body: bytes) -> tuple[bytes, int]:
-        return pgvector_describe.digest(body)
+        return self.kept.digest(body)
 
 
 class PgvectorConversation:
@@ -364,7 +364,7 @@ class PgvectorConversation:
         return pgvector_errors.show_error(fields, verdict, self._rewritten, self._engine.key)
 
     def describe(self, reading: Reading, parameters: Sequence[Parameter]) -> bytes:
-        return pgvector_describe.describe(reading.text, parameters, self._scope.catalog.vectors)
+        return self._engine.kept.describe(reading.text, parameters, self._scope.catalog.vectors)
 
 
 def _ours(reading: Reading) -> PgReading:

@@ -28,6 +28,7 @@ from agent.protocols.postgres_query_state import MAX_NAME, Entry, Kind, Portal, 
 from agent.protocols.session import Output
 from agent.protocols.sql import Parameter
 
+MAX_KEPT_BIND: Final = 256  # bytes
 MAX_LOOKED_AT: Final = 256  # outstanding messages; behind more of them an unknown name waits
 _CLOSE_NOTHING = {
     "statement": write_named(Front.CLOSE, Named("statement", b"vecward-nothing")),
@@ -38,6 +39,7 @@ _CLOSE_NOTHING = {
 class ExtendedSide(DecidingSide):
     """Statements and portals."""
 
+    _last_bind: tuple[bytes, Bind] | None = None  # what a small one says, for when it comes again
     _flushed = False  # a Flush of ours was sent behind the last message
 
     def _is_doubtful(self, table: object, name: bytes) -> bool:
@@ -99,7 +101,12 @@ class ExtendedSide(DecidingSide):
         return True
 
     def _take_bind(self, out: Output, raw: bytes) -> bool:
-        form = read_bind(raw[HEADER:])
+        last = self._last_bind
+        if last is not None and last[0] == raw:
+            form = last[1]
+        else:
+            form = read_bind(raw[HEADER:])
+            self._last_bind = (raw, form) if len(raw) <= MAX_KEPT_BIND else None
         names = self._names
         statement = names.statements.get(form.statement)
         if statement is None:
