@@ -129,7 +129,7 @@ class Generation:
                 if pid:
                     self._note_end(child, os.waitstatus_to_exitcode(status), now)
             elif not (child.over or self._stopping) and now >= child.due:
-                child.started, child.ready = now, False
+                child.started, child.ready, child.draining = now, False, False
                 child.pid = self._fork(child.number)
         self._read_notes()
         self._say()

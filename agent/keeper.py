@@ -38,7 +38,8 @@ from agent.messages import Drain, Identify, Present, Pressure, Settings, Snapsho
 from agent.metrics import MetricsServer, metrics_text
 from agent.notary import Notary
 from agent.rulebook import Rulebook, load_rulebook
-from agent.status import status_document, status_line
+from agent.status import status_document
+from agent.status_line import status_line
 from agent.unanswered import Unanswered
 from policy.model import Attribution, Subject
 from policy.problem import PolicyError
@@ -170,6 +171,7 @@ class Keeper:
         """A new generation that is complete takes the slots; older ones keep their sessions for a while."""
         for member in outgoing(self.crew.members.values(), self._wanted(), self._workers):
             self._dismiss(member, Drain(self._stop_drain, self.config.proxy.drain))
+        self._notify("STATUS=" + status_line(self))
 
     def _dismiss(self, member: Member, how: Drain) -> None:
         member.draining = True
@@ -233,6 +235,7 @@ class Keeper:
         self.guards.note_pre_existing()
         self.crew.broadcast(self.snapshot())
         self._reserve.workers_changed(self._is_served, stopping=False)
+        self._notify("STATUS=" + status_line(self))
         return {
             "policy": rulebook.hash,
             "rules": len(rulebook.document.rules),

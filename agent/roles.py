@@ -118,12 +118,13 @@ def run_agent(config_file: Path) -> int:
     )
 
     async def run() -> int:
-        from agent.status import status_line
+        from agent.status_line import status_line
 
         async def beat() -> None:
             """From the loop itself: an agent whose loop hangs is killed and started again."""
             while True:
                 await asyncio.sleep(every)
+                store.drop_rest()
                 with suppress(OSError):
                     notifier.say("WATCHDOG=1\nSTATUS=" + status_text(status_line(keeper)))
 
@@ -173,7 +174,8 @@ def make_evidence(config: Config) -> None:
         readers = confine.group_id(config.control.read_group)
         if readers is not None and readers in os.getgroups():
             os.chown(folder, -1, readers)
-        folder.chmod(0o2750)
+        with suppress(PermissionError):  # RestrictSUIDSGID= of the unit: tmpfiles.d makes the usual folder so
+            folder.chmod(0o2750)
     except OSError as error:
         raise RunError(
             f"{folder}: {error.strerror}",

@@ -58,24 +58,6 @@ def status_document(keeper: Keeper) -> dict[str, Any]:
     }
 
 
-def status_line(keeper: Keeper) -> str:
-    """The same in a line, for `systemctl status`."""
-    ways = coverage(keeper.steering.stats())
-    members = keeper.crew.members.values()
-    draining = sum(m.draining for m in members)
-    guards = (f"{w.guard.name}: {'OFF' if w.off else w.guard.mode}" for w in keeper.guards)
-    parts = [", ".join(guards) or "no guard is configured", f"{len(members) - draining} workers"]
-    if draining:
-        parts[-1] += f" and {draining} draining"
-    parts += [f"{sum(m.sessions for m in members)} sessions", f"{ways['connects']} connects"]
-    parts += [f"{ways[way]} {way}" for way in ("unobserved", "bypass") if ways[way]]
-    if keeper.rule_problem:
-        parts.append("THE LAST RELOAD WAS REFUSED")
-    if keeper.pressure != "ok":
-        parts.append(f"evidence disk: {keeper.pressure}")
-    return "; ".join(parts)
-
-
 def coverage(kernel: dict[str, int]) -> dict[str, int]:
     """Established connections to guarded ports, by the way they took. `connects` is their sum.
 
