@@ -32,6 +32,8 @@ HARMLESS = READS | {Action.COUNT, Action.SESSION}
 WITHOUT_COLLECTION = frozenset({Action.SESSION, Action.COUNT, Action.SCHEMA, Action.ADMIN})
 """Actions on no collection that are proposed: such an allow cannot be narrower, and reaches no row."""
 
+WITHOUT_CATALOG = frozenset({"pgvector"})
+
 Process = tuple[int, int, str]  # pid, start time, program
 Caller = tuple[str, "Named"]  # guard, and who
 
@@ -233,7 +235,7 @@ def _of_caller(
         note = "passes unread and unjudged: be sure that this is the database's own traffic"
         yield named.slug, Proposal(rule, tuple(unread + uses), (note, *named.notes))
         return
-    for actions, collections in cover([use.operation for use in uses]):
+    for actions, collections in cover([one for use in uses for one in as_enforced(use.operation)]):
         what = What((guard,), None, collections, tuple(sorted(actions)))
         rule = Rule("", "", who=named.who, what=what, allow=True)
         mine = tuple(use for use in uses if not what_failures(what, use.operation, every=True))
@@ -244,6 +246,17 @@ def _of_caller(
             left.append(Left(guard, named.text, ", ".join(sorted(actions)), count, why, wide))
             continue
         yield named.slug, Proposal(rule, mine, named.notes)
+
+
+def as_enforced(operation: Operation) -> Iterator[Operation]:
+    """The operation, and what enforce may call it. Observe asks a PostgreSQL for no catalog: it does not know
+    which columns are the key, and so calls a read by key a scan. Who may scan may read."""
+    yield operation
+    if operation.engine in WITHOUT_CATALOG and Action.SCAN in operation.actions:
+        yield Operation(
+            operation.engine, operation.guard, operation.method,
+            operation.actions - {Action.SCAN} | {Action.READ}, operation.collections,
+        )  # fmt: skip
 
 
 def cover(operations: Iterable[Operation]) -> list[tuple[frozenset[Action], tuple[str, ...] | None]]:

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -279,3 +280,16 @@ def test_no_pair_of_action_and_collection_is_allowed_that_was_not_seen(operation
         expected = action in free or action in everywhere or (action, name) in pairs
         assert (verdict(document, RAG, asked(action, on=[name])) == "allow") == expected
     assert cover(operations) == cover(list(reversed(operations)))
+
+
+def test_what_observe_calls_a_scan_of_a_postgresql_may_be_a_read_in_enforce() -> None:
+    """There the catalog says which columns are the key. Elsewhere a scan is a scan."""
+    for engine, allowed in (("pgvector", "allow"), ("chroma", "deny")):
+        operation = replace_engine(asked(A.SCAN), engine)
+        document = loaded(learn(seen((RAG, operation)), {}))
+        assert verdict(document, RAG, replace_engine(asked(A.READ, top_k=1), engine)) == allowed
+        assert verdict(document, RAG, replace_engine(asked(A.READ, on=["b"]), engine)) == "deny"
+
+
+def replace_engine(operation: Operation, engine: str) -> Operation:
+    return msgspec.structs.replace(operation, engine=engine)
