@@ -221,12 +221,18 @@ def _version() -> str:
     return str(vecward_json("status")["version"])
 
 
+def _serving() -> set[int]:
+    """Workers that take new connections."""
+    return {int(w["pid"]) for w in vecward_json("status")["workers"] if not w["draining"]}
+
+
 def _change(number: int) -> None:
-    before, old = databases.load(), _version()
+    before, old, workers = databases.load(), _version(), _serving()
     began = time.monotonic()
     _install(number)
     measure(f"change-to-{number}", time.monotonic() - began, "s")
     wait_until(lambda: _version() != old, f"the running version is no more {old}")
+    wait_until(lambda: _serving() and not _serving() & workers, "workers of the new package take what is new")
     _goes_on(before, f"the change to package {number}")
     holds((CONFIG / "vecward.d" / "10-local.yaml").read_text() == GUARDS, "the configuration stands")
     holds(databases.chroma_client("nobody", code=None).returncode != 0, "and so does the rule")

@@ -59,6 +59,7 @@ _STAYS = {
     "/var/cache/man": "the index of all manual pages",
     "/var/lib/systemd": "systemd's own: random seed, timers, catalog of messages",
     "/run/systemd/generator": "systemd's own",
+    "/run/systemd/show-status": "systemd's own",
     "/var/cache/ldconfig": "the linker's own",
     "/etc/ld.so.cache": "the linker's own",
 }
