@@ -88,6 +88,12 @@ class Channel:
         if self._soon and self._open:
             self._write()
 
+    def mute(self) -> None:
+        """Send what waits, and take nothing more: what comes is left to whoever is asked next."""
+        self._flush()
+        if self._open:
+            self._loop.remove_reader(self._sock.fileno())
+
     def close(self, reason: str = "closed") -> None:
         self._flush()
         if not self._open:

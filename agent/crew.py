@@ -381,9 +381,10 @@ class Crew:
         """Of all workers since the agent started, those that are gone too."""
         return self._counts.total(member.counters for member in self.members.values())
 
-    def close(self) -> None:
+    def close(self, outlived: bool = False) -> None:
+        """`outlived`: by its workers, who ask the next agent again what this one has not answered."""
         for member in list(self.members.values()):
-            member.channel.close("the agent stops")
+            member.channel.mute() if outlived else member.channel.close("the agent stops")
         for task in self._tasks:
             task.cancel()
 

@@ -294,3 +294,17 @@ def test_the_kernel_says_who_the_peer_is() -> None:
             assert end.channel.peer() == (os.getpid(), os.geteuid(), os.getegid())
 
     run(story)
+
+
+def test_a_muted_channel_sends_what_waits_and_takes_nothing_more() -> None:
+    async def main() -> None:
+        async with ends() as (end, theirs):
+            end.channel.send(b"the last answer")
+            end.channel.mute()
+            assert theirs.recv(100) == frame(b"the last answer")
+            theirs.send(frame(b"asked too late"))
+            await turns(20)
+            assert end.messages == []
+            assert end.closed == []
+
+    run(main())
