@@ -307,4 +307,4 @@ def test_a_muted_channel_sends_what_waits_and_takes_nothing_more() -> None:
             assert end.messages == []
             assert end.closed == []
 
-    run(main())
+    run(main)
