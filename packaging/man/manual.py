@@ -4,7 +4,7 @@
     python packaging/man/manual.py OUT     writes OUT/man/*.8, OUT/man/*.5, OUT/completion/*
 
 Owns turning click's description of a command into roff. What a program cannot know stands beside, by hand: a
-section after the generated ones from ``NAME.roff``, and whole pages of section 5. Nothing is written about a
+section after the generated ones from ``NAME.roff``, and whole pages of the files and the units. Nothing is written about a
 command that its own ``--help`` does not say, so the two cannot differ.
 """
 
@@ -24,6 +24,7 @@ from click.shell_completion import get_completion_class
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+UNITS = ("vecward-steer.service", "vecward-agent.service", "vecward-proxy@.service")  # see vecward.target(8)
 SHELLS = MappingProxyType({"bash": "vecward", "zsh": "_vecward", "fish": "vecward.fish"})
 
 
@@ -102,7 +103,8 @@ def finish(name: str, lines: list[str]) -> str:
     if beside.exists():
         text = beside.read_text().splitlines()
         lines = [*lines, *(line for line in text if not line.startswith(r".\" SPDX"))]
-    others = [("vecward", 8), ("vecward.yaml", 5), ("vecward\\-policy", 5)]
+    others = [("vecward", 8), ("vecward.target", 8), ("vecward.yaml", 5), ("vecward\\-policy", 5)]
+    others += [("vecward\\-evidence", 5), ("vecward\\-json", 5)] if name == "vecward" else []
     see = ", ".join(rf"\fB{title}\fR({section})" for title, section in others if title != name)
     return "\n".join([*lines, ".SH SEE ALSO", see, ""])
 
@@ -131,7 +133,9 @@ def build(out: Path) -> list[str]:
             continue
         text = page(command, click.Context(command, top, info_name=name), version)
         (man / f"vecward-{name}.8").write_text(text)
-    for source in HERE.glob("*.5"):
+    for unit in UNITS:
+        (man / f"{unit}.8").write_text(".so man8/vecward.target.8\n")
+    for source in (*HERE.glob("*.5"), *HERE.glob("*.8")):
         (man / source.name).write_text(source.read_text().replace("@VERSION@", version))
     for shell, file in SHELLS.items():
         if made := get_completion_class(shell):

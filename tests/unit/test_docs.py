@@ -138,7 +138,8 @@ def test_every_key_of_the_configuration_is_in_its_manual_page() -> None:
 def test_every_page_is_sound_roff(built: Path) -> None:
     if shutil.which("groff") is None:
         pytest.skip("needs groff, which formats manual pages")
-    command = ["groff", "-man", "-Tutf8", "-ww", "-z", *sorted(map(str, (built / "man").iterdir()))]
+    pages = [path for path in sorted((built / "man").iterdir()) if not path.read_text().startswith(".so ")]
+    command = ["groff", "-man", "-Tutf8", "-ww", "-z", *map(str, pages)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert not run.stderr, run.stderr
 
