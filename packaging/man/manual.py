@@ -4,8 +4,8 @@
     python packaging/man/manual.py OUT     writes OUT/man/*.8, OUT/man/*.5, OUT/completion/*
 
 Owns turning click's description of a command into roff. What a program cannot know stands beside, by hand: a
-section after the generated ones from ``NAME.roff``, and whole pages of the files and the units. Nothing is written about a
-command that its own ``--help`` does not say, so the two cannot differ.
+section after the generated ones from ``NAME.roff``, and whole pages of the files and the units. Nothing is
+written about a command that its own ``--help`` does not say, so the two cannot differ.
 """
 
 from __future__ import annotations

@@ -48,8 +48,8 @@ def names_of(value: Mapping[str, Any]) -> set[str]:
 
 
 def an_exchange() -> Exchange:
-    empty: dict[str, Any] = dict.fromkeys(name for name in Exchange.__dataclass_fields__)
-    lists = {name: () for name in ("actions", "collections", "limits", "masks")}
+    empty: dict[str, Any] = dict.fromkeys(Exchange.__dataclass_fields__)
+    lists: dict[str, Any] = dict.fromkeys(("actions", "collections", "limits", "masks"), ())
     return Exchange(**empty | lists | {"request": Message(), "response": Message()})
 
 
@@ -112,7 +112,8 @@ def test_a_shell_completes_with_the_file_that_is_installed(built: Path, tmp_path
     script = SHELLS[shell].format(file=file, folder=file.parent)
     plain = {"bash": ["--norc"], "zsh": ["-f"], "fish": ["--no-config"]}[shell]
     done = subprocess.run(
-        [program, *plain, "-c", script], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+        [program, *plain, "-c", script],
+        capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
         env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)},
     )  # fmt: skip
     assert "verify" in done.stdout, done.stdout + done.stderr
