@@ -3,7 +3,7 @@
 # ARGS="-k name -x" narrow `test`, `soak` and `bench`.
 PY = .cache/tool/bin/python
 .DEFAULT_GOAL = help
-.PHONY: help setup servers bpf native demo test test-package soak bench lint format man lock clean
+.PHONY: help setup servers bpf native deb demo test test-package soak bench lint format man lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -15,6 +15,8 @@ bpf: setup ## the BPF object
 	@if [ -e bpf/Makefile ]; then $(MAKE) -s --no-print-directory -C bpf; else echo "bpf: nothing to build yet"; fi
 native: bpf ## the compiled form, in build/native (packaging/native.txt)
 	@packaging/dev/setup native && packaging/dev/native
+deb: bpf ## the Debian package, in build/package (what fills it and lintian's judgement are said)
+	@packaging/dev/setup deb && $(PY) -B packaging/build deb build/package
 demo: bpf ## Vecward on a real Chroma, in a network namespace of its own (HOST=1: on this host)
 	@[ "$$(id -u)" != 0 ] || packaging/dev/venv chroma requirements/chroma.txt >/dev/null
 	@$(PY) -m tests.demo
@@ -36,7 +38,7 @@ format: setup ## ruff, in place
 	@$(PY) -m ruff format -q . && $(PY) -m ruff check -q --fix .
 man: setup ## manual pages and completions into build/
 	@$(PY) packaging/man/manual.py build
-lock: ## write the lock files anew (see packaging/dev/lock)
+lock: setup ## write the lock files anew (see packaging/dev/lock)
 	@packaging/dev/lock
 clean: ## remove what was built here (the venvs stay under /var/cache/vecward-dev)
 	@rm -rf build .cache/mypy .cache/pytest .cache/ruff .hypothesis bpf/*.o; find . -name __pycache__ -prune -exec rm -rf {} +
