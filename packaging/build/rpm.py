@@ -27,7 +27,12 @@ OWN = (
     "/usr/share/vecward",
     "/usr/share/doc/vecward",
 )
-OWN_FOLDERS = ("/usr/lib/systemd/system/vecward.target.wants",)
+# And folders of several packages, each of which owns them: without that they stay when all are erased.
+OWN_FOLDERS = (
+    "/usr/lib/systemd/system/vecward.target.wants",
+    "/usr/share/fish", "/usr/share/fish/vendor_completions.d",
+    "/usr/share/zsh", "/usr/share/zsh/site-functions",
+)  # fmt: skip
 SCRIPTLETS = ("pre", "post", "preun", "postun", "pretrans", "posttrans", "preuntrans", "postuntrans")
 # zstd, which EL 9 reads; 19 is a sixth smaller than 15 and takes twice as long. For tests: quickly.
 PAYLOAD, QUICK_PAYLOAD = "w19.zstdio", "w3.zstdio"

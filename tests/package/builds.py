@@ -10,6 +10,7 @@ import functools
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from tests.package.rig import ROOT
@@ -42,10 +43,39 @@ def why_none(kind: str) -> str | None:
 
 def pair(kind: str, folder: Path) -> tuple[list[Path], list[Path]]:
     """The build, and a later version of it, which is made in `folder`."""
-    if kind == "rpm":
-        raise NotImplementedError("rpm")
     (build,) = first(kind)
-    return [build], [_next_deb(build, folder)]
+    return [build], [{"deb": _next_deb, "rpm": _next_rpm}[kind](build, folder)]
+
+
+def _next_rpm(build: Path, folder: Path) -> Path:
+    """What is in `build`, with its version's last number one higher, as another package."""
+    tree = folder / "tree"
+    tree.mkdir(parents=True)
+    shutil.copy(build, folder / "build.rpm")
+    subprocess.run(["rpm2archive", "-n", "build.rpm"], cwd=folder, check=True, capture_output=True)
+    subprocess.run(["tar", "-xf", folder / "build.rpm.tar", "-C", tree], check=True)
+    asked = ["rpm", "-qp", "--nosignature", "--qf", "%{VERSION}", str(build)]
+    old = subprocess.run(asked, check=True, capture_output=True, text=True).stdout
+    head, _, tail = old.rpartition(".")
+    new = f"{head}.{int(tail) + 1}"
+    _number(tree, old, new)
+    maker = [sys.executable, "-B", str(ROOT / "packaging" / "build"), "rpm-of", str(tree), new, str(folder)]
+    subprocess.run(maker, check=True, timeout=BUILD_SECONDS)
+    shutil.rmtree(tree)
+    return next(folder.glob("vecward-[0-9]*.rpm"))
+
+
+def _number(tree: Path, old: str, new: str) -> None:
+    """Make the version that the program says another, and the generation that it starts."""
+    changed = 0
+    for file in tree.glob("usr/**/agent/__init__.py"):
+        text = file.read_text()
+        file.write_text(text.replace(f'"{old}"', f'"{new}"'))
+        changed += f'"{old}"' in text
+    if not changed:
+        raise AssertionError("the package has no version to change")
+    for link in list(tree.rglob(f"*@{old}.*")):
+        link.rename(link.with_name(link.name.replace(old, new)))
 
 
 def _next_deb(build: Path, folder: Path) -> Path:
