@@ -3,7 +3,7 @@
 # ARGS="-k name -x" narrow `test`, `soak` and `bench`.
 PY = .cache/tool/bin/python
 .DEFAULT_GOAL = help
-.PHONY: help setup servers bpf native deb rpm demo test test-package soak bench lint format man lock clean
+.PHONY: help setup servers bpf native deb rpm repo demo test test-package soak bench lint format man lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -19,6 +19,8 @@ deb: bpf ## the Debian package, in build/package (what fills it and lintian's ju
 	@packaging/dev/setup deb && $(PY) -B packaging/build deb build/package
 rpm: bpf ## the package for EL 9 and 10, and the source of its SELinux module, in build/package
 	@packaging/dev/setup rpm && $(PY) -B packaging/build rpm build/package
+repo: setup ## signed repositories for apt and dnf of what is in build/package, in build/repo (KEY=fingerprint or file, URL=)
+	@packaging/dev/setup repo && KEY='$(KEY)' URL='$(URL)' $(PY) -B packaging/build repo build/repo build/package
 demo: bpf ## Vecward on a real Chroma, in a network namespace of its own (HOST=1: on this host)
 	@[ "$$(id -u)" != 0 ] || packaging/dev/venv chroma requirements/chroma.txt >/dev/null
 	@$(PY) -m tests.demo

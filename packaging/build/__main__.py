@@ -5,16 +5,19 @@ tree deb|rpm FOLDER     lay out all that is installed below FOLDER
 deb FOLDER              build the Debian package into FOLDER
 rpm FOLDER              build the package for EL into FOLDER
 rpm-of TREE NUMBER FOLDER   one of a tree that is there, as that version, for tests
+repo FOLDER PACKAGES    signed repositories of the packages in PACKAGES (KEY, URL: see repo.py)
 lock                    write packaging/vendor.lock anew
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import deb
 import layout
+import repo
 import rpm
 import wheels
 from ground import Refused, say
@@ -31,6 +34,9 @@ def main(words: list[str]) -> int:
                 rpm.build(Path(folder).absolute())
             case ["rpm-of", tree, number, folder]:
                 rpm.pack(Path(tree).absolute(), number, Path(folder).absolute(), rpm.QUICK_PAYLOAD)
+            case ["repo", folder, packages]:
+                key, url = os.environ.get("KEY", ""), os.environ.get("URL", "")
+                repo.build(Path(packages).absolute(), Path(folder).absolute(), key, url)
             case ["lock"]:
                 wheels.write_lock()
             case _:

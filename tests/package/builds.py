@@ -29,7 +29,8 @@ def first(kind: str) -> tuple[Path, ...]:
 
 def _newest(folder: Path, kind: str) -> tuple[Path, ...]:
     pattern = {"deb": "vecward_*.deb", "rpm": "vecward-[0-9]*.rpm"}[kind]
-    found = [path for path in folder.rglob(pattern) if not path.name.endswith(".src.rpm")]
+    # Not what `make repo` made of it: copies, the rpm with a signature.
+    found = [path for path in folder.rglob(pattern) if "repo" not in path.relative_to(folder).parts]
     return tuple(sorted(found, key=lambda path: path.stat().st_mtime)[-1:])
 
 
