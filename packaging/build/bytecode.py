@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Byte-code of every module for each Python, made at build time, so that a start reads it and writes none.
 
-Owns `__pycache__` in the tree. The files hold the hash of their source (PEP 552, checked; 2 % of a start): a time
-would be the package's, and a changed source is what runs. They name the installed paths. A Python that the
-building machine does not have gets none; its starts take twice as long (docs/packaging.md says how much).
+Owns `__pycache__` in the tree. The files hold the hash of their source (PEP 552, checked; 2 % of a start): a
+time would be the package's, and a changed source is what runs. They name the installed paths. A Python that
+the building machine does not have gets none; its starts take twice as long (docs/packaging.md).
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ def fingerprint(paths: list[str]) -> str:
     """Of everything that the compiled files depend on: types come from the whole tree."""
     from mypy.version import __version__ as compiler
 
-    digest = hashlib.sha256(f"{sys.version} {compiler} {' '.join(paths)}".encode())
+    flags = [os.environ.get(name, "") for name in ("CC", "CFLAGS", "LDSHARED", "LDFLAGS")]
+    digest = hashlib.sha256(f"{sys.version} {compiler} {flags} {' '.join(paths)}".encode())
     for folder in ("agent", "policy"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             digest.update(path.read_bytes())
