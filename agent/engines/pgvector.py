@@ -76,8 +76,8 @@ class Under:
 
 
 class PgvectorEngine:
-    name = ENGINE
-    masked_fields_known = frozenset({"*"})  # any column may be named
+    name: Final = ENGINE
+    masked_fields_known: Final = frozenset({"*"})  # any column may be named
 
     def __init__(self, guard: str, *, hmac_key: bytes, clock: Callable[[], float]) -> None:
         self._guard = guard

@@ -17,13 +17,14 @@ from agent.evidence.frames import (
     IntentFrame,
     MaskedPart,
     OpaqueFrame,
+    OperationPart,
     ResultFrame,
     VerdictPart,
     operation_part,
     verdict_part,
 )
 from agent.protocols.session import Abort, Chunk, Intent, Opaque, Record, Result
-from policy.model import Verdict
+from policy.model import Operation, Verdict
 
 PART_BYTES = 16 * 1024
 """Bodies from here on are stored raw beside the head, smaller ones compressed in it. Measured: zstd costs
@@ -45,6 +46,20 @@ def _verdict_part(verdict: Verdict) -> VerdictPart:
     return known[1]
 
 
+MAX_OPERATIONS = 64
+_operations: dict[int, tuple[Operation, OperationPart]] = {}
+"""The same: a statement that is executed again is the very same operation."""
+
+
+def _operation_part(operation: Operation) -> OperationPart:
+    known = _operations.get(id(operation))
+    if known is None:
+        if len(_operations) >= MAX_OPERATIONS:
+            _operations.clear()
+        known = _operations[id(operation)] = (operation, operation_part(operation))
+    return known[1]
+
+
 def frame_of(record: Record, session: str, at: int, up: int) -> Frame:
     """The frame of one record, its body still in place."""
     match record:
@@ -54,7 +69,7 @@ def frame_of(record: Record, session: str, at: int, up: int) -> Frame:
                 up=up,
                 session=session,
                 n=record.n,
-                op=operation_part(record.operation),
+                op=_operation_part(record.operation),
                 verdict=_verdict_part(record.verdict),
                 sha256=record.sha256,
                 bytes=record.bytes,

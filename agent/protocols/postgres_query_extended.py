@@ -29,6 +29,8 @@ from agent.protocols.session import Output
 from agent.protocols.sql import Parameter
 
 MAX_KEPT_BIND: Final = 256  # bytes
+MAX_KEPT_FORM: Final = 64  # bytes of a Describe or an Execute whose form is kept
+MAX_KEPT_FORMS: Final = 256
 MAX_LOOKED_AT: Final = 256  # outstanding messages; behind more of them an unknown name waits
 _CLOSE_NOTHING = {
     "statement": write_named(Front.CLOSE, Named("statement", b"vecward-nothing")),
@@ -138,7 +140,7 @@ class ExtendedSide(DecidingSide):
         return True
 
     def _take_describe(self, out: Output, raw: bytes) -> bool:
-        form = read_named(raw[HEADER:], "Describe")
+        form = _describe_form(raw)
         names = self._names
         if form.of == "portal":
             portal = names.portals.get(form.name)
@@ -203,7 +205,7 @@ class ExtendedSide(DecidingSide):
         self._forward(out, raw, entry)
 
     def _take_execute(self, out: Output, raw: bytes) -> bool:
-        form = read_execute(raw[HEADER:])
+        form = _execute_form(raw)
         portal = self._names.portals.get(form.portal)
         if portal is None:
             if self._is_doubtful(self._names.portals, form.portal):
@@ -274,8 +276,37 @@ class ExtendedSide(DecidingSide):
         return True
 
 
+_DESCRIBES: Final[dict[bytes, Named]] = {}
+_EXECUTES: Final[dict[bytes, Execute]] = {}
+"""What whole small messages say, of all connections: a client that repeats itself sends the same bytes."""
+
+
+def _describe_form(raw: bytes) -> Named:
+    form = _DESCRIBES.get(raw)
+    if form is None:
+        form = read_named(raw[HEADER:], "Describe")
+        if len(raw) <= MAX_KEPT_FORM:
+            if len(_DESCRIBES) >= MAX_KEPT_FORMS:
+                _DESCRIBES.clear()
+            _DESCRIBES[raw] = form
+    return form
+
+
+def _execute_form(raw: bytes) -> Execute:
+    form = _EXECUTES.get(raw)
+    if form is None:
+        form = read_execute(raw[HEADER:])
+        if len(raw) <= MAX_KEPT_FORM:
+            if len(_EXECUTES) >= MAX_KEPT_FORMS:
+                _EXECUTES.clear()
+            _EXECUTES[raw] = form
+    return form
+
+
 def parameters_of(form: Bind, types: tuple[int, ...]) -> tuple[Parameter, ...]:
     """The values of a Bind with their types, as far as those are known."""
+    if not form.values:
+        return ()
     known = len(types)
     return tuple(
         Parameter(types[i] if i < known else 0, form.format_of(i), value)

@@ -160,7 +160,7 @@ def _merged(known: tuple[Masked, ...], more: tuple[Masked, ...]) -> tuple[Masked
 class Recorder:
     """Makes the exchanges of one connection and the records of what a client sends."""
 
-    __slots__ = ("_conversation", "_engine", "_guard", "_head", "n")
+    __slots__ = ("_conversation", "_described", "_digested", "_engine", "_guard", "_head", "n")
 
     def __init__(
         self, engine: SqlEngine, conversation: Conversation, guard: str, where: Where, n_from: int
@@ -169,6 +169,8 @@ class Recorder:
         self._conversation = conversation
         self._guard = guard
         self.n = n_from - 1  # of the last exchange
+        self._described = b""  # the body of the last exchange, and its SHA-256
+        self._digested = EMPTY_SHA256
         self._head: Mapping[str, str] = {"user": where.user, "database": where.database}
         name = where.parameters.get("application_name")
         if name:
@@ -208,6 +210,8 @@ class Recorder:
             recorded, cut = self._engine.digest(body) if body else (body, 0)
         elif verdict.level != "full":
             recorded = None
+        if body is not self._described:  # an engine gives a statement that it knows as the same object
+            self._described, self._digested = body, sha256(body).digest()
         out.records.append(
             Intent(
                 self.n,
@@ -215,7 +219,7 @@ class Recorder:
                 verdict,
                 self._head if head is None else {**self._head, **head},
                 recorded,
-                sha256(body).digest(),
+                self._digested,
                 len(body),
                 cut,
             )

@@ -26,7 +26,8 @@ from agent.protocols.session import Output, ProtocolError
 from agent.protocols.sql import Column, Plan, Rewriting
 from policy.model import Verdict
 
-MAX_KNOWN: Final = 256  # RowDescriptions that are kept read
+MAX_KNOWN: Final = 256  # RowDescriptions, and tags of CommandComplete, that are kept read
+MAX_KEPT_TAG: Final = 64  # bytes
 _HEADER: Final = struct.Struct(">BI")
 
 
@@ -194,7 +195,9 @@ class RowsSide(Link):
 
     def _on_complete(self, out: Output, raw: bytes) -> None:
         entry = self._statement_head(raw[0])
-        tag = read_command_complete(raw[HEADER:])
+        tag = _TAGS.get(raw)
+        if tag is None:
+            tag = _read_tag(raw)
         exchange, reading = entry.exchange, entry.reading
         self._copying = False
         if entry.kind is Kind.QUERY:
@@ -259,6 +262,18 @@ class RowsSide(Link):
         if rewriting is not None:
             for text in rewriting.notices:
                 exchange.add(b"", notice_response(text))
+
+
+_TAGS: Final[dict[bytes, str]] = {}  # of whole CommandComplete messages, of all connections
+
+
+def _read_tag(raw: bytes) -> str:
+    tag = read_command_complete(raw[HEADER:])
+    if len(raw) <= MAX_KEPT_TAG:
+        if len(_TAGS) >= MAX_KNOWN:
+            _TAGS.clear()
+        _TAGS[raw] = tag
+    return tag
 
 
 def first_messages(run: bytes, count: int) -> int:

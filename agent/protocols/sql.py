@@ -190,8 +190,11 @@ class Conversation(Protocol):
 class SqlEngine(Protocol):
     """One SQL database engine. Sans-I/O; one instance per worker and guard, shared by its sessions."""
 
-    name: str
-    masked_fields_known: frozenset[str]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def masked_fields_known(self) -> frozenset[str]: ...
 
     def converse(self, guard: str, where: Where) -> Conversation: ...
 

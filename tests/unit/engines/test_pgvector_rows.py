@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import hashlib
-from struct import pack
+from struct import error, pack
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent.engines import pgvector_values as values
 from agent.engines.pgvector_plan import make_plan
@@ -264,6 +266,36 @@ def test_ids_are_read_in_binary_format_too() -> None:
 def test_rows_that_are_not_as_announced_are_not_released(run: bytes) -> None:
     with pytest.raises(Refusal):
         release([column("id"), column("title")], run, masks=(Mask("r", field="title"),))
+
+
+def walk(plan: Any, run: bytes) -> Any:
+    try:
+        return plan._walk(run)
+    except (IndexError, error):
+        return "refused"
+
+
+def keys(plan: Any, run: bytes) -> Any:
+    try:
+        return plan._read_keys(run)
+    except (IndexError, error):
+        return "refused"
+
+
+@given(st.data())
+def test_a_run_of_which_keys_alone_are_read_is_told_as_one_that_is_walked(data: st.DataObject) -> None:
+    cell = st.none() | st.binary(max_size=5)
+    width = data.draw(st.integers(1, 3))
+    run = b"".join(
+        row(*cells) for cells in data.draw(st.lists(st.lists(cell, min_size=1, max_size=3), max_size=4))
+    )
+    if run and data.draw(st.booleans()):
+        at = data.draw(st.integers(0, len(run) - 1))
+        run = run[:at] + data.draw(st.binary(max_size=6)) + run[at + data.draw(st.integers(0, 6)) :]
+    names = ["title", "id", "tenant"][:width] if width > 1 else ["id"]
+    plan = make_plan(resolved(), 0, [column(name) for name in names], verdict(), KINDS, KEY)
+    assert plan._keys_alone  # type: ignore[attr-defined]
+    assert keys(plan, run) == walk(plan, run)
 
 
 NUMERICS = [(b"\0\x02\0\0\0\0\0\x02\0\x0c\x0d\x48", "12.34"), (b"\0\x01\0\0\x40\0\0\0\0\x05", "-5")]
