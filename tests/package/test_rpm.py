@@ -227,3 +227,13 @@ def test_the_rpm_lives_from_install_to_erasure(tmp_path: Path) -> None:
     print(boot.output)
     assert tuple(boot.check().steps) == legs.LIFE
     assert {"install", "start", "memory"} <= set(legs.measures(boot))
+
+
+@pytest.mark.limit(900)
+def test_what_the_rpm_installed_comes_back_from_what_goes_wrong_and_from_a_reboot(tmp_path: Path) -> None:
+    if why := rig.why_no_base(SUITE):
+        pytest.skip(why)
+    binds = legs.lay_out(tmp_path / "in", legs.FAILURES, ["after_reboot"], kind="rpm")
+    boot = rig.container(SUITE, tmp_path / "in", binds, 480)
+    print(boot.output)
+    assert tuple(boot.check().steps) == (*legs.FAILURES, "after_reboot")
