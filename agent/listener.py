@@ -30,6 +30,12 @@ def make_listener(backlog: int) -> socket.socket:
 
 
 def netns_cookie(sock: socket.socket) -> int:
-    """The cookie of a socket's network namespace (socket(7), SO_NETNS_COOKIE; Linux 5.14)."""
-    raw = sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+    """The cookie of a socket's network namespace (socket(7)); 0, the agent's own, before Linux 5.14.
+
+    The agent took the listener and so knows that it is of the namespace it guards.
+    """
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+    except OSError:
+        return 0
     return int(struct.unpack("=Q", raw)[0])

@@ -43,7 +43,7 @@ class Listener(Message, frozen=True, tag="listener"):
 class Identify(Message, frozen=True, tag="identify"):
     id: int
     guard: str
-    netns: int  # SO_NETNS_COOKIE of the accepted socket
+    netns: int  # SO_NETNS_COOKIE of the accepted socket; 0: the namespace that is guarded
     client: tuple[str, int]
     server: tuple[str, int]
     sha256: bool = False  # a rule or the record asks for the executable's hash

@@ -101,7 +101,8 @@ typedef struct { __u32 val; } kuid_t;
 typedef struct { __u32 val; } kgid_t;
 struct timespec64 { __s64 tv_sec; long tv_nsec; } RELOCATED;
 struct ns_common { __u32 inum; } RELOCATED;
-struct net { struct ns_common ns; } RELOCATED;
+struct net { struct ns_common ns; __u64 net_cookie; } RELOCATED;
+struct net___counter { struct { __s64 counter; } net_cookie; } RELOCATED; /* before 5.12; 0 until somebody asked */
 struct user_namespace { struct ns_common ns; } RELOCATED;
 struct mnt_namespace { struct ns_common ns; } RELOCATED;
 struct nsproxy { struct mnt_namespace *mnt_ns; struct net *net_ns; } RELOCATED;
@@ -130,7 +131,8 @@ struct task_struct {
 } RELOCATED;
 struct task_struct___old { __u64 real_start_time; } RELOCATED; /* start_boottime before 5.5 */
 struct linux_binprm { const char *filename; } RELOCATED;
-struct sock_common { unsigned char skc_ipv6only : 1; } RELOCATED;
+typedef struct { struct net *net; } RELOCATED possible_net_t;
+struct sock_common { unsigned char skc_ipv6only : 1; possible_net_t skc_net; } RELOCATED;
 struct sock { struct sock_common __sk_common; } RELOCATED;
 
 #endif

@@ -55,13 +55,36 @@ static __always_inline void ends_of(volatile struct bpf_sock_ops *ctx, struct en
 	}
 }
 
+/* sockops may call bpf_get_netns_cookie since 5.15 only: what it returns is read. Before 5.12 that is 0 where nobody
+ * asked yet, which no guarded namespace is: attaching asks. */
+static __always_inline __u64 netns_of(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct sock *full;
+	struct net *net;
+	struct net___counter *counter;
+
+	if (!sk)
+		return 0;
+	full = (void *)bpf_skc_to_tcp_sock(sk); /* a pointer the verifier lets us look through */
+	if (!full)
+		return 0;
+	net = BPF_CORE_READ(full, __sk_common.skc_net.net);
+	counter = (void *)net;
+	if (bpf_core_field_exists(counter->net_cookie.counter))
+		return BPF_CORE_READ(counter, net_cookie.counter);
+	if (bpf_core_field_exists(net->net_cookie))
+		return BPF_CORE_READ(net, net_cookie);
+	return bpf_get_netns_cookie(ctx);
+}
+
 static __always_inline void forget(struct bpf_sock_ops *ctx, struct ends *ends)
 {
 	struct flow flow = {};
 	struct identity *who;
 	__u32 bucket;
 
-	flow.netns = bpf_get_netns_cookie(ctx);
+	flow.netns = netns_of(ctx);
 	__builtin_memcpy(flow.saddr, ends->local, 16);
 	__builtin_memcpy(flow.daddr, ends->remote, 16);
 	flow.sport = ends->local_port;
@@ -210,7 +233,7 @@ static __always_inline void on_accept(struct bpf_sock_ops *ctx)
 	ends_of(ctx, &ends);
 	if (!bpf_map_lookup_elem(&ports, &ends.local_port) || !sk)
 		return;
-	flow.netns = bpf_get_netns_cookie(ctx);
+	flow.netns = netns_of(ctx);
 	guard = guard_at(flow.netns, ends.local, ends.local_port);
 	if (!guard)
 		return;
@@ -244,7 +267,7 @@ static __always_inline void on_accept(struct bpf_sock_ops *ctx)
 
 static __always_inline void on_listen(struct bpf_sock_ops *ctx, bool closing)
 {
-	struct up_key key = {.netns = bpf_get_netns_cookie(ctx)};
+	struct up_key key = {.netns = netns_of(ctx)};
 	struct up value = {.cookie = bpf_get_socket_cookie(ctx)}, *known;
 	struct place own = {.netns = key.netns};
 	struct bpf_sock *sk = ctx->sk;

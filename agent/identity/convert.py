@@ -61,6 +61,7 @@ def sources(steering: Steering) -> Sources:
 
     def lookup(netns_cookie: int, flow: FourTuple) -> KernelRecord | None:
         client, server = _address(flow.client_addr), _address(flow.server_addr)
+        netns_cookie = netns_cookie or steering.netns  # a worker before Linux 5.14 knows of no other
         # The kernel writes the accepted socket beside the entry of the guarded namespace alone.
         accepted = flow.accepted if netns_cookie == steering.netns else None
         found = steering.take_identity(

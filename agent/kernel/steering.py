@@ -78,6 +78,7 @@ class Steering:
     def __init__(self, pins: Path, netns: int | None = None) -> None:
         """``netns``: cookie of the guarded namespace, by default that of the calling thread."""
         self._maps: dict[str, int] = {}
+        self._pins = pins
         try:
             for name in _MAPS:
                 self._maps[name] = syscalls.object_get(pins / "maps" / name)
@@ -88,7 +89,7 @@ class Steering:
                 f"the kernel part at {pins}: {error.strerror}",
                 "run `vecward steer`; the agent must own the pins and have CAP_BPF and CAP_NET_ADMIN",
             ) from error
-        self.netns = netns if netns is not None else _own_netns()
+        self.netns = netns if netns is not None else _own_netns(pins)
         self._identities = syscalls.Elements(self._maps["identities"], FLOW.size, IDENTITY.size)
         self._taken = syscalls.Elements(self._maps["taken"], 4, 4)
         self._marks = syscalls.Elements(self._maps["processes"], PROCESS_KEY.size, PROCESS.size)
@@ -224,7 +225,7 @@ class Steering:
         both = sock.family == socket.AF_INET or not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) or not wildcard or not both:
             raise SteeringError("a listener that does not listen on every address")
-        if netns_cookie_of(sock) != self.netns:
+        if netns_cookie_of(sock, self._pins) != self.netns:
             raise SteeringError("a listener of another network namespace")
 
     def _workers(self, guard: int) -> int:
@@ -440,9 +441,9 @@ class Steering:
         return syscalls.map_keys(self._maps[name], size)
 
 
-def _own_netns() -> int:
+def _own_netns(pins: Path) -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        return netns_cookie_of(probe)
+        return netns_cookie_of(probe, pins)
 
 
 def _possible_cpus() -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bpf(2) through ctypes: pinned objects and map elements, nothing else.
+"""bpf(2) through ctypes: pinned objects, map elements, and the one small program of cookie.py.
 
 Owns the numbers of the system call and its argument layout (linux/bpf.h). Knows no map by name and
 keeps no state. Every failure is an ``OSError`` with the kernel's errno.
@@ -17,6 +17,7 @@ from pathlib import Path
 _NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351, "loongarch64": 280}
 _LOOKUP, _UPDATE, _DELETE, _NEXT_KEY = 1, 2, 3, 4
 _TAKE = 21
+_MAP_CREATE, _PROG_LOAD, _LINK_CREATE = 0, 5, 28
 _OBJ_GET, _LINK_NEXT_ID, _LINK_BY_ID, _INFO_BY_FD, _LINK_DETACH = 7, 31, 30, 15, 34
 _ATTR_SIZE = 128
 _ENOTSUPP = 524  # the kernel's own, which libc has no name for
@@ -142,6 +143,24 @@ class Elements:
         self._value.raw = value
         if not self._run(_UPDATE, key):
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
+def map_create(kind: int, key_size: int, value_size: int, entries: int) -> int:
+    """A new map's descriptor, which the caller closes."""
+    return _bpf(_MAP_CREATE, struct.pack("=IIIII", kind, key_size, value_size, entries, 0))[0]
+
+
+def prog_load(kind: int, attach_type: int, steps: bytes, license_name: ctypes.Array[ctypes.c_char]) -> int:
+    """A program's descriptor, which the caller closes. ``steps``: struct bpf_insn, 8 bytes each."""
+    held = ctypes.create_string_buffer(steps, len(steps))
+    steps_at, license_at = ctypes.addressof(held), ctypes.addressof(license_name)
+    attr = struct.pack("=IIQQIIQII", kind, len(steps) // 8, steps_at, license_at, 0, 0, 0, 0, 0)
+    return _bpf(_PROG_LOAD, attr + bytes(20) + struct.pack("=I", attach_type))[0]
+
+
+def link_create(program: int, target: int, attach_type: int) -> int:
+    """Attach a program until the descriptor, which the caller closes, is closed."""
+    return _bpf(_LINK_CREATE, struct.pack("=IIII", program, target, attach_type, 0))[0]
 
 
 def link_detach(descriptor: int) -> None:

@@ -23,11 +23,12 @@ _STEP = re.compile(r"^rig: step (?P<name>\S+) (?P<how>ok|failed\(\d+\)) (?P<seco
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """How one run of the rig ended. `steps`: name to seconds, of those that were good."""
+    """How one run of the rig ended. `steps`: name to seconds, of the good ones; `name`: of what it made."""
 
     code: int
     output: str
     steps: Mapping[str, float] = field(default_factory=dict)
+    name: str = ""
 
     def check(self) -> Boot:
         """This, or AssertionError with the end of what was printed."""
@@ -110,4 +111,4 @@ def _run(command: Sequence[str], seconds: int, environment: Mapping[str, str]) -
         for found in _STEP.finditer(output)
         if found["how"] == "ok"
     }
-    return Boot(process.returncode, output, steps)
+    return Boot(process.returncode, output, steps, f"vecward-rig-{process.pid}")

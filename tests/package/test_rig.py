@@ -72,11 +72,11 @@ def test_a_system_that_ends_early_has_failed(tmp_path: Path) -> None:
 
 
 def test_a_step_that_hangs_is_ended_at_the_limit_and_nothing_of_it_lives(tmp_path: Path) -> None:
-    before = set(_groups())
     rig.write_steps(tmp_path / "in", hangs="trap '' TERM; while :; do sleep 1; done")
-    boot = rig.container(SUITE, tmp_path / "in", {}, 8)
+    boot = rig.container(SUITE, tmp_path / "in", {}, 20)
     assert boot.code != 0
-    assert not set(_groups()) - before
+    assert "rig: start" in boot.output
+    assert boot.name not in [group.name for group in _groups()]  # others may run beside it
     assert not list(tmp_path.glob("vecward-rig-*"))
 
 
