@@ -48,7 +48,9 @@ def _compile(version: str, python: Path) -> Path:
     venv = run(DEV / "venv", "--python", python, f"native-{version}", *REQUIREMENTS, cwd=ROOT).strip()
     tree = ROOT / "build" / f"native-{version}"
     environment = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "TMPDIR")}
-    run(f"{venv}/bin/python", "-B", DEV / "native.py", tree, cwd=ROOT, env=environment | _FLAGS)
+    # Assertions of the compiler's runtime name their source files, which stand in the venv.
+    flags = _FLAGS | {"CFLAGS": f"{_FLAGS['CFLAGS']} -ffile-prefix-map={venv}=."}
+    run(f"{venv}/bin/python", "-B", DEV / "native.py", tree, cwd=ROOT, env=environment | flags)
     return tree
 
 
