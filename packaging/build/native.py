@@ -48,8 +48,10 @@ def _compile(version: str, python: Path) -> Path:
     venv = run(DEV / "venv", "--python", python, f"native-{version}", *REQUIREMENTS, cwd=ROOT).strip()
     tree = ROOT / "build" / f"native-{version}"
     environment = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "TMPDIR")}
-    # Assertions of the compiler's runtime name their source files, which stand in the venv.
-    flags = _FLAGS | {"CFLAGS": f"{_FLAGS['CFLAGS']} -ffile-prefix-map={venv}=."}
+    # Assertions name their source files: the compiler's runtime in the venv, Python's own headers.
+    prefix = run(python, "-I", "-c", "import sys; print(sys.base_prefix)").strip()
+    places = " ".join(f"-ffile-prefix-map={place}=." for place in (venv, prefix))
+    flags = _FLAGS | {"CFLAGS": f"{_FLAGS['CFLAGS']} {places}"}
     run(f"{venv}/bin/python", "-B", DEV / "native.py", tree, cwd=ROOT, env=environment | flags)
     return tree
 
