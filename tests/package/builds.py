@@ -6,6 +6,7 @@ Owns finding them. Bias: a missing build is said as a reason, never a pass.
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import os
 import shutil
@@ -23,6 +24,7 @@ def first(kind: str) -> tuple[Path, ...]:
     """The packages of the newest build, made when there is none; VECWARD_PACKAGES names another folder."""
     folder = os.environ.get("VECWARD_PACKAGES")
     if folder is None and not _newest(ROOT / "build", kind) and _can_build(kind):
+        faulthandler.cancel_dump_traceback_later()  # minutes in here are no hang; the build has its own limit
         subprocess.run(["make", "-s", "-C", str(ROOT), kind], check=True, timeout=BUILD_SECONDS)
     return _newest(Path(folder or ROOT / "build"), kind)
 
