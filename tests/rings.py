@@ -29,7 +29,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 # Seconds a ring may take, small size: three times and more what it takes on two cores, so that a hang ends
-# and a busy machine is no failure (package: twice, half of it building the deb). What they take together stays
+# and a busy machine is no failure (package: twice; half is building the deb). What they take together stays
 # under the 25 minutes of `make test`.
 BUDGETS = {
     "unit": 300, "harness": 200, "wire": 400, "kernel": 400, "servers": 900, "native": 900, "package": 1100,
