@@ -223,8 +223,12 @@ class Guards:
         for watched in self._by_name.values():
             watched.pre_existing = []
             for port in watched.guard.ports:
-                ours = {(c.local, c.local_port) for c in sockdiag.callers(port) if c.cgroup in exempt}
-                for one in sockdiag.connections(port):
+                # Workers serve meanwhile: whose end is missing in the list before is in the one after.
+                before = sockdiag.callers(port)
+                connections = sockdiag.connections(port)
+                callers = [*before, *sockdiag.callers(port)]
+                ours = {(c.local, c.local_port) for c in callers if c.cgroup in exempt}
+                for one in connections:
                     if one.cgroup in exempt or (one.remote, one.remote_port) in ours:
                         continue  # a worker's, from before this agent was started again
                     if self._covering(one.local, port) is watched:

@@ -22,6 +22,8 @@ CRITICAL, ERROR, WARNING, NOTICE = 2, 3, 4, 5
 
 EVENTS = {
     "bypass": Event("5c8d2f0b9a714e7fb1c6a3d0e4f28a11", CRITICAL, "bypass"),
+    "steering-lost": Event("3fa1c07e52d84b69a0e6d94b178c2f55", CRITICAL, "steering lost"),
+    "steering-back": Event("c92b6e13f07a4d8e8b41a5d3607fe914", NOTICE, "steering lost"),
     "gap": Event("d1b7a64e2c3f4f0a8e95b7c2016d4f32", ERROR, "gap"),
     "deny": Event("83f0c5a97be14d26a4d81f6e93b05c47", NOTICE, "deny"),
     "off": Event("e7420d9bc6a84b1f95d3708a1c5e6b28", WARNING, "off and on"),

@@ -97,7 +97,7 @@ class Keeper:
         self._growth = Growth()
         self._reserve = Reserve(self.guards)
         self.unanswered = Unanswered(self.notary.bypass, self.guards.name_at)
-        self.losses = Losses(Links(self.config.steer.pins).find_lost, self.notary.bypass, complain)
+        self.losses = Losses(Links(self.config.steer.pins).find_lost, self.notary.bypass)
         self._identifier: Identifier | None = None
         self._stopping = asyncio.Event()
         self._ready = self._all_back = False  # back: the workers of an agent before, as far as they live

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 QUEUED = 0.05  # seconds: the slots are empty already; what waits in the queues is still taken
+QUEUED_LOOKS = 100  # for so long a listener stays open: who is in its queue when it closes is reset
 
 
 class Ending(Protocol):
@@ -22,17 +23,22 @@ class Ending(Protocol):
 
 
 class Leaving:
-    """``close`` stops listening; ``notify`` hears "draining" once. `stopping` is set when all is over."""
+    """``close`` stops listening; ``notify`` hears "draining" once. `stopping` is set when all is over.
+
+    ``waits``: whether a connection waits in a listener's queue.
+    """
 
     def __init__(
         self,
         sessions: Mapping[str, Ending],
         close: Callable[[], None],
+        waits: Callable[[], bool],
         notify: Callable[[str], object],
         spawn: Callable[[object], None],
     ) -> None:
         self._sessions = sessions
         self._close = close
+        self._waits = waits
         self._notify = notify
         self._spawn = spawn
         self._empty = asyncio.Event()
@@ -46,7 +52,7 @@ class Leaving:
             return
         self.begun = True
         self._notify("draining")
-        await asyncio.sleep(QUEUED)
+        await self._take_queued()
         self._close()
         if not self._ending:
             await self._wait(keep)
@@ -63,6 +69,14 @@ class Leaving:
     def session_ended(self) -> None:
         if self.begun and not self._sessions:
             self._empty.set()
+
+    async def _take_queued(self) -> None:
+        # A timer that is late (a busy machine) is run before the listeners are looked at: the time alone
+        # says nothing of what was taken.
+        for _ in range(QUEUED_LOOKS):
+            await asyncio.sleep(QUEUED)
+            if not self._waits():
+                return
 
     async def _end(self, seconds: float) -> None:
         for session in list(self._sessions.values()):

@@ -8,7 +8,15 @@ nothing again: whoever detached it is root, and either wants it so or must be se
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
+
+from agent.journal import announce
+
+
+class Announce(Protocol):
+    """``agent/journal.py``'s."""
+
+    def __call__(self, event: str, text: str, fields: dict[str, object]) -> None: ...
 
 
 class Losses:
@@ -18,9 +26,9 @@ class Losses:
         self,
         look: Callable[[], dict[str, str]],
         write: Callable[[dict[str, Any]], None],
-        complain: Callable[[str], None],
+        tell: Announce = announce,
     ) -> None:
-        self._look, self._write, self._complain = look, write, complain
+        self._look, self._write, self._tell = look, write, tell
         self.lost: dict[str, str] = {}
 
     def check(self) -> None:
@@ -32,6 +40,7 @@ class Losses:
         self._write({"kind": "steering-lost" if lost else "steering-back", "links": lost})
         if lost:
             named = ", ".join(f"{name} {state}" for name, state in lost.items())
-            self._complain(f"steering lost: {named}; connections may reach databases unseen")
+            text = f"steering lost: {named}; connections may reach databases unseen"
+            self._tell("steering-lost", text, {"links": named})
         else:
-            self._complain("steering is back")
+            self._tell("steering-back", "steering is back", {})

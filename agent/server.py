@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterable
@@ -146,6 +147,14 @@ class Server:
     def is_complete(self) -> bool:
         """Whether every guard of the last `sync` is listened for."""
         return all(served.server is not None for served in self._served.values())
+
+    def waits(self) -> bool:
+        """Whether a connection is established and not accepted yet."""
+        poll = select.poll()
+        for served in self._served.values():
+            if served.listener.fileno() >= 0:
+                poll.register(served.listener, select.POLLIN)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """Take nothing new; what was accepted goes on."""

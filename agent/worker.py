@@ -93,7 +93,7 @@ class Worker:
         self._stream = EvidenceStream(self._link.send, self._spawn)
         self._slot = -1
         self._budget = Budget(note=lambda: self.count("held_refused"))
-        self._leaving = Leaving(self._relays, self._server.close, notify, self._spawn)
+        self._leaving = Leaving(self._relays, self._server.close, self._server.waits, notify, self._spawn)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # -- relay.Host --------------------------------------------------------------------------------

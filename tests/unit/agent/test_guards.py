@@ -325,6 +325,19 @@ def test_the_workers_own_connections_are_nobodys_older_ones(yard: Yard) -> None:
     assert [one.remote_port for one in yard.destroyed] == [7]
 
 
+@pytest.mark.parametrize("opened", [True, False], ids=["opened", "ended"])
+def test_what_a_worker_opens_or_ends_while_the_lists_are_made_is_nobodys_older_one(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch, opened: bool
+) -> None:
+    yard.connected = [tcp("127.0.0.1", 6333, "127.0.0.1", 5)]
+    mine = [tcp("127.0.0.1", 5, "127.0.0.1", 6333, cgroup=PROXY_CGROUP)]
+    lists = iter([[], mine] if opened else [mine, []])
+    monkeypatch.setattr(sockdiag, "callers", lambda port: next(lists))
+    yard.apply(guard(mode="enforce"))
+    yard.guards.note_pre_existing()
+    assert yard.destroyed == []
+
+
 def test_each_guard_of_a_shared_port_takes_its_own_address_alone(yard: Yard) -> None:
     yard.connected = [tcp("10.0.0.1", 6333, rport=5), tcp("10.0.0.2", 6333, rport=6)]
     yard.apply(guard("one", address="10.0.0.1"), guard("rest", mode="enforce"))

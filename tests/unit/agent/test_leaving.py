@@ -7,6 +7,9 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+import pytest
+
+from agent import leaving
 from agent.leaving import Leaving
 
 FOREVER = 3600.0
@@ -28,12 +31,17 @@ class _Stage:
     def __init__(self, *names: str) -> None:
         self.sessions = {name: _Session() for name in names}
         self.said: list[str] = []
+        self.queued = 0  # how many more times a connection waits in the queue
         self.heard = asyncio.Event()
         self.tasks: list[asyncio.Task[None]] = []
-        self.leaving = Leaving(self.sessions, self._close, self.said.append, self._spawn)
+        self.leaving = Leaving(self.sessions, self._close, self._waits, self.said.append, self._spawn)
 
     def _close(self) -> None:
         self.heard.set()
+
+    def _waits(self) -> bool:
+        self.queued -= 1
+        return self.queued >= 0
 
     def _spawn(self, coroutine: Any) -> None:
         work: Coroutine[Any, Any, None] = coroutine
@@ -75,6 +83,29 @@ def test_after_the_time_to_keep_exchanges_under_way_are_ended() -> None:
         await stage.leaving.drain(0.0, keep=0.0)
         assert stage.sessions["a"].drained
         assert stage.leaving.stopping.is_set()
+
+    asyncio.run(scene())
+
+
+def test_a_listener_stays_open_while_connections_wait_in_its_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        monkeypatch.setattr(leaving, "QUEUED", 0.0)
+        stage = _Stage()
+        stage.queued = 3
+        await stage.leaving.drain(0.0)
+        assert stage.heard.is_set()
+        assert stage.queued < 0, "closed before the queue was empty"
+
+    asyncio.run(scene())
+
+
+def test_a_queue_that_never_empties_keeps_no_listener_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        monkeypatch.setattr(leaving, "QUEUED", 0.0)
+        stage = _Stage()
+        stage.queued = 10**9
+        await stage.leaving.drain(0.0)
+        assert stage.heard.is_set()
 
     asyncio.run(scene())
 

@@ -72,6 +72,22 @@ def test_each_guard_gets_one_listener_and_is_announced_when_it_listens(yard: Yar
     run(story)
 
 
+def test_a_connection_that_nobody_accepted_yet_waits(yard: Yard) -> None:
+    async def story() -> None:
+        yard.server.sync([guard(name="a"), guard(name="b")], KEY)
+        await until(lambda: len(yard.announced) == 2)
+        assert not yard.server.waits()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(yard.made[1].getsockname())
+            assert yard.server.waits(), "this loop has not turned since"
+            await until(lambda: yard.accepted == ["b"])
+            assert not yard.server.waits()
+        yard.server.close()
+        assert not yard.server.waits()
+
+    run(story)
+
+
 def test_a_guard_that_is_gone_is_not_served(yard: Yard) -> None:
     async def story() -> None:
         yard.server.sync([guard(name="a"), guard(name="b")], KEY)
