@@ -3,7 +3,8 @@
 
 Owns framing (length, number of descriptors, payload) and nothing of what is said. A frame over its
 bound, a descriptor too many or a message that does not decode ends the channel: the peer is then
-restarted by whoever watches it. Bounds: 32 MiB a message, 64 MiB waiting to be sent.
+restarted by whoever watches it. A peer that hears no more may have spoken before it left: that is
+still taken. Bounds: 32 MiB a message, 64 MiB waiting to be sent.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class Channel:
         self._writing = False  # the socket was full: the loop says when it is not
         self._soon = False  # on the loop's next turn what was sent in this one leaves, as one
         self._open = True
+        self._muted = False
+        self._broken = ""  # why nothing can be sent any more
         self._loop.add_reader(sock.fileno(), self._read)
 
     @property
@@ -68,7 +71,7 @@ class Channel:
     def send(self, payload: bytes, descriptors: Sequence[int] = ()) -> None:
         """Queue one message; it leaves on the loop's next turn, or before `close`. Descriptors are
         duplicated: the caller keeps and closes its own."""
-        if not self._open:
+        if not self._open or self._broken:
             return
         if len(payload) > MAX_MESSAGE:
             raise ValueError(f"a message of {len(payload)} bytes; at most {MAX_MESSAGE}")
@@ -92,7 +95,10 @@ class Channel:
         """Send what waits, and take nothing more: what comes is left to whoever is asked next."""
         self._flush()
         if self._open:
+            self._muted = True
             self._loop.remove_reader(self._sock.fileno())
+            if self._broken:
+                self.close()
 
     def close(self, reason: str = "closed") -> None:
         self._flush()
@@ -100,14 +106,30 @@ class Channel:
             return
         self._open = False
         self._loop.remove_reader(self._sock.fileno())
+        self._drop_output()
+        self._sock.close()
+        while self._fds:
+            os.close(self._fds.popleft())
+        self._closed(self._broken or reason)
+
+    def _break(self, why: str) -> None:
+        """Nothing can be said any more, but answers may have come that nobody gives twice: the reader takes
+        what is there and then finds the end."""
+        self._broken = why
+        self._drop_output()
+        if self._muted:
+            self.close()
+            return
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def _drop_output(self) -> None:
         if self._writing:
             self._loop.remove_writer(self._sock.fileno())
-        self._sock.close()
-        for fd in [*self._fds, *(fd for _, fds in self._out for fd in fds)]:
-            os.close(fd)
-        self._fds.clear()
-        self._out.clear()
-        self._closed(reason)
+        self._writing = False
+        while self._out:
+            for fd in self._out.popleft()[1]:
+                os.close(fd)
 
     def _write(self) -> None:
         self._soon = False
@@ -119,7 +141,7 @@ class Channel:
             except BlockingIOError:
                 break
             except OSError as error:
-                self.close(f"cannot send: {error.strerror}")
+                self._break(f"cannot send: {error.strerror}")
                 return
             for fd in fds:
                 os.close(fd)

@@ -51,6 +51,7 @@ from agent.messages import (
 from policy.model import Subject
 
 KILL_TIMEOUT = 2.0
+LAST_ANSWERS = 3.0  # seconds: a worker waits 5 for one
 HELLO_TIMEOUT = 10.0  # who says nothing must not take a worker's place
 SEGMENT_EVERY = 1.0  # seconds between two segments of a worker: without a spare it goes on in the one it has
 UNUSED_SEGMENTS = 4  # so many are not even begun: it gets no more
@@ -381,10 +382,15 @@ class Crew:
         """Of all workers since the agent started, those that are gone too."""
         return self._counts.total(member.counters for member in self.members.values())
 
-    def close(self, outlived: bool = False) -> None:
-        """`outlived`: by its workers, who ask the next agent again what this one has not answered."""
+    async def close(self, outlived: bool = False) -> None:
+        """`outlived`: by its workers, who ask the next agent again what this one has not read. Whose record
+        it took from the kernel it answers: the next agent would find none and know nobody."""
         for member in list(self.members.values()):
             member.channel.mute() if outlived else member.channel.close("the agent stops")
+        if outlived and self._tasks:
+            await asyncio.wait(self._tasks, timeout=LAST_ANSWERS)
+            for member in list(self.members.values()):
+                member.channel.mute()  # sends them
         for task in self._tasks:
             task.cancel()
 

@@ -355,7 +355,7 @@ class Keeper:
         self.notary.close(self._counters())
         loop.remove_reader(self._listener.fileno())
         loop.remove_reader(self.steering.events.fileno())
-        self.crew.close(self._outlived)
+        await self.crew.close(self._outlived)
         if not self._outlived:
             self.guards.close()
         if self._identifier is not None:

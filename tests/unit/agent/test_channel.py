@@ -308,3 +308,38 @@ def test_a_muted_channel_sends_what_waits_and_takes_nothing_more() -> None:
             assert end.closed == []
 
     run(main)
+
+
+def test_what_a_peer_said_before_it_left_is_heard_though_nothing_can_be_said_to_it() -> None:
+    async def story() -> None:
+        given, waiting = os.memfd_create("given"), os.memfd_create("waiting")
+        async with ends() as (end, peer):
+            send_fds(peer, frame(b"the last answer", 1), [given])
+            peer.close()
+            end.channel.send(b"the next question", [waiting])
+            end.channel.send(b"and one more")
+            os.close(given)
+            os.close(waiting)
+            end.channel._flush()  # before the reader's turn: the send finds out first
+            assert (end.messages, end.closed) == ([], [])
+            end.channel.send(b"to nobody")
+            await until(lambda: end.closed)
+            assert end.messages == [(b"the last answer", 1)]
+            assert end.closed == ["cannot send: Broken pipe"]
+
+    run(story)
+
+
+@pytest.mark.parametrize("muted_first", [True, False])
+def test_a_muted_channel_whose_peer_is_gone_is_closed(muted_first: bool) -> None:
+    async def story() -> None:
+        async with ends() as (end, peer):
+            if muted_first:
+                end.channel.mute()
+            end.channel.send(b"to nobody")
+            peer.close()
+            end.channel.mute()
+            assert end.closed == ["cannot send: Broken pipe"]
+            await turns()
+
+    run(story)

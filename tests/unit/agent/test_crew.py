@@ -205,7 +205,7 @@ async def yard(root: Path, **changes: Any) -> AsyncIterator[Yard]:
         for peer in made.peers:
             peer.channel.close()
         await turns()
-        made.crew.close()
+        await made.crew.close()
         await turns()
 
 
@@ -494,6 +494,48 @@ def test_an_identity_question_is_answered_to_who_asked_and_others_are_not_held_u
             assert [m.subject.pid for m in (*first.of(Identified), *second.of(Identified))] == [77, 6]
 
     run(story)
+
+
+def test_an_agent_that_its_workers_outlive_answers_first_whom_it_took_from_the_kernel(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with yard(tmp_path) as here:
+            here.owner.answer = asyncio.get_running_loop().create_future()
+            peer = await here.join()
+            peer.say(Identify(11, "q", 1, ("127.0.0.1", 5), ("127.0.0.1", 6333)))
+            await until(lambda: here.owner.asked)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(here.crew.close(outlived=True))
+                peer.say(Identify(12, "q", 1, ("127.0.0.1", 6), ("127.0.0.1", 6333)))
+                await turns()
+                here.owner.answer.set_result(Subject(Attribution.KERNEL, pid=77))
+            await until(lambda: peer.of(Identified))
+            assert [m.subject.pid for m in peer.of(Identified)] == [77]
+            assert len(here.owner.asked) == 1, "what comes after is left for the next agent"
+
+    run(story)
+
+
+@pytest.mark.parametrize(("outlived", "seconds"), [(True, crew_module.LAST_ANSWERS), (False, 0.0)])
+def test_an_agent_that_stops_waits_for_an_answer_a_bounded_time_and_only_for_a_worker_that_goes_on(
+    tmp_path: Path, outlived: bool, seconds: float
+) -> None:
+    async def story() -> None:
+        async with yard(tmp_path) as here:
+            here.owner.answer = asyncio.get_running_loop().create_future()
+            peer = await here.join()
+            peer.say(Identify(11, "q", 1, ("127.0.0.1", 5), ("127.0.0.1", 6333)))
+            await until(lambda: here.owner.asked)
+            async with asyncio.TaskGroup() as tasks:
+                closing = tasks.create_task(here.crew.close(outlived))
+                await turns()
+                if seconds:
+                    await pass_time(seconds - 0.1)
+                    assert not closing.done()
+                    await pass_time(0.2)
+                await until(closing.done)
+            assert here.owner.answer.cancelled()
+
+    run_still(story)
 
 
 def test_a_worker_that_keeps_subjects_is_sent_each_once(
