@@ -229,7 +229,7 @@ class Statement:
         None  # of EXPLAIN, PREPARE, DECLARE, COPY (query), CREATE TABLE AS; the statement
     )
     # that EXECUTE or FETCH names, as it was when it was prepared or declared
-    name: str | None = None  # of PREPARE, EXECUTE, DEALLOCATE, DECLARE, FETCH, CLOSE; None: ALL
+    name: str | None = None  # of PREPARE, EXECUTE, DEALLOCATE, DECLARE, FETCH, CLOSE, or of an extension
     count: Amount = UNLIMITED  # of FETCH
     row_lock: bool = False  # SELECT ... FOR UPDATE/SHARE
     analyze: bool = False  # EXPLAIN ANALYZE

@@ -16,6 +16,7 @@ from agent.engines import sql_parse
 from agent.engines.sql_catalog import TEMPORARY, Scope
 from agent.engines.sql_expressions import Walker
 from agent.engines.sql_from import refer
+from agent.engines.sql_functions import EXTENSIONS
 from agent.engines.sql_named import bound, literal, named
 from agent.engines.sql_parse import ParseFailure, names
 from agent.engines.sql_scope import ANYTHING, Facts, Found, Frame, Rows, union
@@ -48,6 +49,7 @@ _COMMANDS: Final = {
     "DeleteStmt": "DELETE",
     "MergeStmt": "MERGE",
 }
+_NAMES: Final = {"DeallocateStmt": "name", "ClosePortalStmt": "portalname", "CreateExtensionStmt": "extname"}
 _NAMELESS: Final = frozenset(
     {
         "BEGIN", "START TRANSACTION", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "ROLLBACK TO",
@@ -90,7 +92,7 @@ def _resolve(text: str, tree: Node, scope: Scope, memory: dict[tuple[str, str], 
         if changed and not _stands(one, changed):
             one = _unknown(one, "an earlier statement of the same text changes what names mean")
         statements.append(one)
-        changed |= one.changes | ({"role"} if one.changes and Action.ADMIN in one.actions else set())
+        changed |= one.changes | ({"role"} if one.changes and _brings_code(one) else set())
         _remember(memory, one)
     unknown = trouble or next((one.unknown for one in statements if one.unknown), None)
     return Resolved(text, tree, tuple(statements), unknown, scope.catalog.number)
@@ -102,6 +104,11 @@ def _stands(one: Statement, changed: set[Change]) -> bool:
     if one.command in _NAMELESS:
         return True
     return changed == {"catalog"} and one.actions <= {Action.SCHEMA, Action.SESSION} and not one.everything
+
+
+def _brings_code(one: Statement) -> bool:
+    """Whether what a later definition calls may be another function after it; known extensions do not."""
+    return Action.ADMIN in one.actions and not (one.command == "CREATE EXTENSION" and one.name in EXTENSIONS)
 
 
 def _unknown(one: Statement, why: str) -> Statement:
@@ -154,9 +161,8 @@ def statement(node: Node, scope: Scope, path: Path, span: tuple[int, int], memor
             return _truncate(walker, inner, path, span)
     command, changes = utility(facts, kind, inner, path)
     made = _finish(facts, command, path, span, None, changes)
-    if kind in ("DeallocateStmt", "ClosePortalStmt"):
-        name = inner.get("name" if kind == "DeallocateStmt" else "portalname")
-        return replace(made, name=name or None)
+    if kind in _NAMES:
+        return replace(made, name=inner.get(_NAMES[kind]) or None)
     return made
 
 

@@ -114,6 +114,8 @@ def test_names_of_collections_are_told_apart_by_quotes() -> None:
         "CREATE FUNCTION lower(text) RETURNS text LANGUAGE sql AS ''; SELECT lower('x')",
         "CREATE FUNCTION x() RETURNS int LANGUAGE sql AS ''; CREATE TABLE t (id int DEFAULT lower('x'))",
         "SET standard_conforming_strings = off; SELECT '\\'",
+        "CREATE EXTENSION dblink; CREATE TABLE t (id int)",
+        "CREATE EXTENSION vector; SELECT id FROM documents",
     ],
 )
 def test_what_follows_a_change_of_meaning_in_one_text_is_unknown(text: str) -> None:
@@ -127,6 +129,17 @@ def test_definitions_may_follow_definitions_in_one_text() -> None:
     resolved = resolve(text, recorded_scope())
     assert resolved.unknown is None
     assert all(statement.collections <= {"t"} for statement in resolved.statements)
+
+
+def test_definitions_may_follow_an_extension_whose_functions_are_known() -> None:
+    """As migrations are sent (Django's, in one text)."""
+    text = (
+        "BEGIN; CREATE EXTENSION IF NOT EXISTS vector; CREATE TABLE t (id int, e vector(3));"
+        "CREATE INDEX ON t USING hnsw ((e::halfvec(3)) halfvec_l2_ops); COMMIT"
+    )
+    resolved = resolve(text, recorded_scope())
+    assert resolved.unknown is None
+    assert all("*" not in statement.collections for statement in resolved.statements[2:])
 
 
 # Origins.
