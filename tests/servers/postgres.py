@@ -103,9 +103,6 @@ class PostgresStage(Stage):
     def start_postgres(self, *settings: str, host: str = "127.0.0.1", auth: str = "scram-sha-256") -> None:
         """A new cluster whose owner has `SECRET`; returns when it accepts."""
         self.data = self.folder / "data"
-        if self._build == "tls":
-            files = self.certificate
-            settings += ("ssl=on", f"ssl_cert_file={files['cert']}", f"ssl_key_file={files['key']}")
         if not self.data.exists():
             self._make_cluster(auth)
         bin_ = self.bin
@@ -145,6 +142,12 @@ class PostgresStage(Stage):
         out, _ = made.communicate(timeout=4 * PATIENCE)
         if made.returncode != 0:
             raise AssertionError(f"initdb: {out.decode()}")
+        if self._build == "tls":
+            files = self.certificate
+            with (self.data / "postgresql.conf").open("a") as settings:
+                settings.write(
+                    f"ssl = on\nssl_cert_file = '{files['cert']}'\nssl_key_file = '{files['key']}'\n"
+                )
 
     def stop_database(self) -> None:
         self.database.send_signal(2)  # fast shutdown
@@ -169,7 +172,7 @@ class PostgresStage(Stage):
         stdin: str = "",
         environment: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """psql, pg_dump, pgbench as a client. `direct`: from the database's own cgroup, past the guard."""
+        """psql, pg_dump, pgbench as a client. `direct`: from the database's own cgroup."""
         words = {"PGHOST": "127.0.0.1", "PGPORT": str(self.port), "PGUSER": OWNER, "PGDATABASE": "postgres"}
         if password is not None:
             words["PGPASSWORD"] = password

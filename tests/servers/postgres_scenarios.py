@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What clients of PostgreSQL do, as one script: directly and through Vecward it prints the same.
 
-Run by the venv of real clients (tests/servers/requirements-pgvector.txt): ``scenarios.py NAME``. Prints one
-JSON document of results. Left out is what cannot be equal: process numbers, times, and the database's errors
+Run by the venv of real clients (tests/servers/requirements-pgvector.txt): ``scenarios.py NAME...``. Prints a
+line of JSON for each. Left out is what cannot be equal: process numbers, times, and the database's errors
 for names that do not exist (in enforce what names nothing known is refused with 42501 before it is asked).
 """
 
@@ -323,7 +323,8 @@ SCENARIOS: dict[str, Callable[[], Any]] = {
 
 
 def main() -> None:
-    print(json.dumps(SCENARIOS[sys.argv[1]](), default=str))
+    for name in sys.argv[1:]:
+        print(json.dumps(SCENARIOS[name](), default=str), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ import errno
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from agent.evidence.archive import Archive
-from agent.evidence.frames import Frame, OpaqueFrame, UnknownFrame
+from agent.evidence.frames import Frame, OpaqueFrame, SessionEndFrame, UnknownFrame
 from tests.kernel.arena import PATIENCE
 from tests.servers.stage import Stage
 
@@ -102,6 +103,11 @@ def opaque_reasons(stage: Stage) -> dict[str, set[str]]:
         if isinstance(frame, OpaqueFrame):
             found.setdefault(frame.protocol, set()).add(frame.reason)
     return found
+
+
+def endings(stage: Stage) -> Counter[str]:
+    """Why sessions of the evidence ended, and how many for each reason."""
+    return Counter(frame.summary["reason"] for frame in frames(stage) if isinstance(frame, SessionEndFrame))
 
 
 def frames(stage: Stage) -> Iterator[Frame | UnknownFrame]:

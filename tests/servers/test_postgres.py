@@ -3,27 +3,21 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
 import re
 import signal
 import struct
-import subprocess
 from collections.abc import Iterator
-from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent.evidence.blocks import read_frames
-from agent.protocols.scram import make_verifier
-from tests import venvs
-from tests.kernel.arena import PATIENCE
-from tests.servers.postgres import ALLOW_ALL, OBJECTS, OWNER, PORT, SECRET, PostgresStage
+from tests.servers.postgres import ALLOW_ALL, OBJECTS, OWNER, SECRET, PostgresStage
+from tests.servers.postgres_clients import scenarios, verifiers
 from tests.servers.postgres_scenarios_names import NAMES
 
-SCENARIOS = Path(__file__).with_name("postgres_scenarios.py")
 IDLE = 60
 
 
@@ -41,40 +35,18 @@ def stage() -> Iterator[PostgresStage]:
 
 
 @pytest.fixture(scope="module")
-def directly(stage: PostgresStage) -> dict[str, str]:
-    found = {name: scenario(stage, name, SECRET) for name in NAMES}
+def directly(stage: PostgresStage) -> dict[str, Any]:
+    found = scenarios(stage, NAMES, SECRET)
     found["\\d"] = stage.psql("\\d+ documents")
     found["dump"] = dump(stage, SECRET)
     return found
 
 
 @pytest.fixture(scope="module")
-def guarded(stage: PostgresStage, directly: dict[str, str]) -> Iterator[PostgresStage]:
+def guarded(stage: PostgresStage, directly: dict[str, Any]) -> Iterator[PostgresStage]:
     stage.vecward(credential={"user": OWNER, "password": stage.hold("pg", SECRET)})
     yield stage
     stage.stop()
-
-
-def scenario(stage: PostgresStage, name: str, password: str | None) -> str:
-    script = stage.folder / SCENARIOS.name
-    if not script.exists():
-        script.write_text(SCENARIOS.read_text())
-        script.chmod(0o644)
-    words = {"PGHOST": "127.0.0.1", "PGPORT": str(PORT), "PGUSER": OWNER, "PGDATABASE": "postgres"}
-    if password is not None:
-        words["PGPASSWORD"] = password
-    process = stage.arena.popen(
-        [str(venvs.python("pgvector")), str(script), name], user="nobody", stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, cwd=stage.folder, env=stage.environment(**words),
-    )  # fmt: skip
-    try:
-        out, err = process.communicate(timeout=10 * PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        raise
-    assert process.returncode == 0, f"{name}: {err.decode()[-3000:]}\n{stage.tail()}"
-    return out.decode()
 
 
 def dump(stage: PostgresStage, password: str | None) -> str:
@@ -86,12 +58,12 @@ def dump(stage: PostgresStage, password: str | None) -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_client_without_a_password_gets_what_it_gets_directly_with_one(
-    name: str, directly: dict[str, str], guarded: PostgresStage
+    name: str, directly: dict[str, Any], guarded: PostgresStage
 ) -> None:
-    assert json.loads(scenario(guarded, name, None)) == json.loads(directly[name])
+    assert scenarios(guarded, [name], None)[name] == directly[name]
 
 
-def test_psql_describes_and_pg_dump_dumps_the_same(directly: dict[str, str], guarded: PostgresStage) -> None:
+def test_psql_describes_and_pg_dump_dumps_the_same(directly: dict[str, Any], guarded: PostgresStage) -> None:
     assert guarded.psql("\\d+ documents", password=None) == directly["\\d"]
     assert dump(guarded, None) == directly["dump"]
 
@@ -275,19 +247,6 @@ def test_many_idle_connections_stay_usable_and_small(guarded: PostgresStage) -> 
 # -- who the client is ---------------------------------------------------------------------------------------
 
 
-def verifiers(stage: PostgresStage, **passwords: str) -> str:
-    lines = []
-    for user, password in passwords.items():
-        made = make_verifier(password.encode(), sha256(user.encode()).digest()[:16], 4096)
-        words = [b64(made.salt), b64(made.stored_key), b64(made.server_key)]
-        lines.append(f'"{user}" "SCRAM-SHA-256$4096:{words[0]}${words[1]}:{words[2]}"')
-    return stage.hold("users.txt", "\n".join(lines))
-
-
-def b64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
 @contextlib.contextmanager
 def vecward(stage: PostgresStage, **guard: object) -> Iterator[None]:
     stage.stop()
@@ -342,33 +301,4 @@ def test_who_has_no_rule_cannot_open_a_session_or_cancel_one(stage: PostgresStag
 def test_observe_changes_nothing_and_sees_who_asked_what(stage: PostgresStage) -> None:
     with vecward(stage, mode="observe"):
         assert stage.psql("SELECT count(*) FROM documents") == "500\n"
-        found = scenario(stage, "psycopg", SECRET)
-        assert json.loads(found)
-
-
-@pytest.mark.parametrize(
-    "how", ["sslmode=require", "sslmode=verify-full", "sslmode=require sslnegotiation=direct"]
-)
-def test_libpq_gets_the_tls_that_its_sslmode_promises(stage: PostgresStage, how: str) -> None:
-    key, certificate = stage.folder / "k.pem", stage.folder / "c.pem"
-    if not key.exists():
-        subprocess.run(
-            [
-                "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out",
-                str(certificate), "-days", "30", "-subj", "/CN=localhost", "-addext",
-                "subjectAltName=IP:127.0.0.1",
-            ], check=True, capture_output=True,
-        )  # fmt: skip
-        key.chmod(0o600)
-        certificate.chmod(0o644)
-    script = (
-        "import psycopg, sys\nwith psycopg.connect(sys.argv[1]) as c:\n"
-        "    print(c.execute('select 7').fetchone()[0], c.pgconn.ssl_in_use)\n"
-    )
-    trust = f" sslrootcert={certificate}" if "verify" in how else ""
-    tls = {"cert": str(certificate), "key": str(key)}
-    with vecward(stage, credential={"user": OWNER, "password": stage.hold("pg", SECRET)}, tls=tls):
-        done = stage.client(
-            script, f"host=127.0.0.1 user={OWNER} dbname=postgres {how}{trust}", user="nobody"
-        )
-        assert done.stdout == b"7 True\n"
+        assert scenarios(stage, ["psycopg"], SECRET)["psycopg"]
