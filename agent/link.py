@@ -2,8 +2,9 @@
 """A worker's end of the conversation with the agent: connect, hello, ask, and come back.
 
 Owns reconnecting and the questions under way; knows nothing of guards or evidence. Bias: while the
-agent is away nothing is answered from imagination. An identity question waits at most 5 s and then
-fails; the snapshot the worker has stays in force (architecture.md §9).
+agent is away nothing is answered from imagination. An identity question waits at most 5 s for an agent that
+is there, and for one that is started again until it was away for a minute; then it fails. The snapshot
+the worker has stays in force.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent import messages
@@ -20,6 +22,7 @@ from agent.messages import MAX_KEPT_SUBJECTS, AgentMessage, Hello, Identified, I
 from policy.model import Subject
 
 IDENTITY_TIMEOUT = 5.0
+AWAY_TIMEOUT = 60.0  # its unit's TimeoutStartSec=; and strict rules deny after a minute without a signature
 OBSERVED_TIMEOUT = 1.0  # a guard in observe goes on without a name rather than keep its client waiting
 MAX_QUESTIONS = 16_384
 _RETRY = 0.1
@@ -27,6 +30,16 @@ _RETRY = 0.1
 
 class AgentGone(Exception):
     """The agent did not answer in time."""
+
+
+@dataclass(slots=True, eq=False)
+class _Question:
+    asked: Identify
+    answer: asyncio.Future[Subject]
+    began: float  # the loop's time
+    seconds: float
+    away: float
+    timer: asyncio.TimerHandle = field(init=False)
 
 
 class AgentLink:
@@ -44,7 +57,8 @@ class AgentLink:
         self._received = received
         self._lost = lost
         self._channel: Channel | None = None
-        self._questions: dict[int, tuple[Identify, asyncio.Future[Subject]]] = {}
+        self._since = 0.0  # when the agent came, or (without a channel) went; the loop's time
+        self._questions: dict[int, _Question] = {}
         self._subjects: dict[int, Subject] = {}  # by number, of this channel
         self._last = 0
         self._closing = False
@@ -68,11 +82,13 @@ class AgentLink:
 
             self._subjects.clear()
             self._channel = Channel(sock, self._take, closed)
+            self._since = asyncio.get_running_loop().time()
             self._send(self._hello())
-            for question, _ in self._questions.values():
-                self._send(question)
+            for question in self._questions.values():
+                self._send(question.asked)
             await gone.wait()
             self._channel = None
+            self._since = asyncio.get_running_loop().time()
             if not self._closing:
                 self._lost()
                 await asyncio.sleep(_RETRY)  # an agent that takes nobody in must not be asked in a loop
@@ -95,24 +111,39 @@ class AgentLink:
             self._channel.send(messages.encode(message), descriptors)
 
     async def identify(
-        self, question: Callable[[int], Identify], seconds: float = IDENTITY_TIMEOUT
+        self,
+        question: Callable[[int], Identify],
+        seconds: float = IDENTITY_TIMEOUT,
+        away: float = AWAY_TIMEOUT,
     ) -> Subject:
-        """Raises AgentGone after `seconds`. Asked again when the agent comes back within them."""
+        """Raises AgentGone when the agent was there for `seconds` and did not say, or was away for `away`.
+
+        Asked again when it comes back; `seconds` and `away` together are the longest wait.
+        """
         if len(self._questions) >= MAX_QUESTIONS:
             raise AgentGone(f"{MAX_QUESTIONS} identity questions wait already")
         self._last += 1
         number = self._last
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Subject] = loop.create_future()
-        asked = question(number)
-        self._questions[number] = (asked, answer)
-        self._send(asked)
-        timer = loop.call_later(seconds, _give_up, answer, seconds)
+        one = _Question(question(number), loop.create_future(), loop.time(), seconds, away)
+        self._questions[number] = one
+        self._send(one.asked)
+        one.timer = loop.call_later(seconds, self._expire, one)
         try:
-            return await answer
+            return await one.answer
         finally:
-            timer.cancel()
+            one.timer.cancel()
             del self._questions[number]
+
+    def _expire(self, one: _Question) -> None:
+        loop = asyncio.get_running_loop()
+        last = max(one.began, self._since) + one.seconds if self.is_up else self._since + one.away
+        last = min(last, one.began + one.seconds + one.away)
+        if last > loop.time():
+            one.timer = loop.call_at(last, self._expire, one)
+        elif not one.answer.done():
+            waited = loop.time() - one.began
+            one.answer.set_exception(AgentGone(f"the agent did not say within {waited:.0f} s who connected"))
 
     def _take(self, payload: bytes, descriptors: list[int]) -> None:
         message = messages.decode_agent(payload)
@@ -123,8 +154,8 @@ class AgentLink:
                     self._channel.close(f"subject {message.number} was not sent")
                 return
             waiting = self._questions.get(message.id)
-            if waiting is not None and not waiting[1].done():
-                waiting[1].set_result(subject)
+            if waiting is not None and not waiting.answer.done():
+                waiting.answer.set_result(subject)
             return
         self._received(message, descriptors)
 
@@ -138,15 +169,10 @@ class AgentLink:
 
     def drop_questions(self) -> None:
         """Whoever waits for an identity is cancelled: this worker stops."""
-        for _, answer in self._questions.values():
-            answer.cancel()
+        for question in self._questions.values():
+            question.answer.cancel()
 
     def close(self) -> None:
         self._closing = True
         if self._channel is not None:
             self._channel.close("stopping")
-
-
-def _give_up(answer: asyncio.Future[Subject], seconds: float) -> None:
-    if not answer.done():
-        answer.set_exception(AgentGone(f"the agent did not say within {seconds:g} s who connected"))

@@ -28,7 +28,7 @@ from agent.evidence.recorder import Recorder
 from agent.host import Refuse
 from agent.judge import Bindings, SessionJudge
 from agent.leaving import Leaving
-from agent.link import IDENTITY_TIMEOUT, OBSERVED_TIMEOUT, AgentGone, AgentLink
+from agent.link import AWAY_TIMEOUT, IDENTITY_TIMEOUT, OBSERVED_TIMEOUT, AgentGone, AgentLink
 from agent.messages import (
     VERSION,
     Adopt,
@@ -120,6 +120,7 @@ class Worker:
                     number, guard, netns, relay.client_addr, relay.server_addr, sha256, relay.accepted, True
                 ),
                 IDENTITY_TIMEOUT if relay.enforcing else OBSERVED_TIMEOUT,
+                AWAY_TIMEOUT if relay.enforcing else 0.0,
             )
         except AgentGone as error:
             if relay.enforcing:

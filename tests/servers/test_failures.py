@@ -23,7 +23,8 @@ from tests.servers.test_observe import fill, kill, nothing_restarts, served, sma
 
 HEARTBEAT = request("/api/v2/heartbeat")
 KEEP = request("/api/v2/heartbeat", headers=())
-WAIT = 5.0  # seconds a connection waits for a worker or for the agent (architecture.md section 9)
+WAIT = 5.0  # seconds a connection waits for a worker
+AWAY = 60.0  # after so many seconds of absence nobody waits for the agent any more
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,8 @@ def test_without_the_agent_connections_that_stand_go_on_and_new_ones_wait_and_ar
     child.said()
     with nothing_restarts(stage):
         kill(*stage.children()["agent"])
-        new = say(stage, HEARTBEAT)
+        new = say(stage, HEARTBEAT, timeout=AWAY + PATIENCE)
+        late = say(stage, HEARTBEAT)
         before = child.said()
         while (now := child.said()) < before + 20:
             pass
@@ -132,19 +134,16 @@ def test_without_the_agent_connections_that_stand_go_on_and_new_ones_wait_and_ar
     assert now >= before + 20
     assert new.status is None
     assert new.ended in ("reset", "eof", "refused")
-    assert new.took > WAIT - 0.5, "the agent could still have come back"
+    assert new.took > AWAY - 5, "the agent could still have come back"
+    assert late.ended in ("reset", "eof", "refused")
     wait_until(lambda: served(stage), what="the agent is back")
     assert say(stage, HEARTBEAT).status == 200
 
 
 def test_a_new_connection_waits_for_an_agent_that_comes_back(stage: Stage) -> None:
-    for last in (False, False, True):
-        kill(*stage.children()["agent"])
-        found = say(stage, HEARTBEAT)
-        wait_until(lambda: served(stage), what="the agent is back")
-        if found.status == 200:
-            break
-        assert not last, found  # a busy machine may need more than five seconds to start an agent
+    kill(*stage.children()["agent"])
+    assert say(stage, HEARTBEAT, timeout=AWAY + PATIENCE).status == 200
+    wait_until(lambda: served(stage), what="the agent is back")
     session = stage.json("sessions", "--limit", "1")[0]
     assert (session["attribution"], session["user"]) == ("kernel", "nobody")
 

@@ -173,15 +173,64 @@ def test_without_an_answer_in_time_nobody_is_made_up(tmp_path: Path, monkeypatch
             await until(lambda: not worker.link.is_up)
             asking = asyncio.get_running_loop().create_task(worker.ask())
             await turns()
-            await pass_time(5.1)
-            with pytest.raises(AgentGone):
+            await pass_time(59)
+            assert not asking.done(), "it may be started again within a minute"
+            await pass_time(2)
+            with pytest.raises(AgentGone, match="within 61 s"):
                 await asking
+            late = asyncio.get_running_loop().create_task(worker.ask())
+            await turns()
+            await pass_time(5.1)
+            with pytest.raises(AgentGone, match="within 5 s"):  # whoever was away for so long stays away
+                await late
             agent.start()
             await pass_time(1)
             await until(lambda: agent.heard)
             worker.link.send(Counters({}, 1))
             await until(lambda: len(agent.heard) == 2)
             assert agent.questions() == [], "what was given up is not asked again"
+
+    run_still(story)
+
+
+def test_an_agent_that_comes_back_has_its_five_seconds_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with both(tmp_path, monkeypatch) as (agent, worker):
+            await until(lambda: worker.link.is_up)
+            asking = asyncio.get_running_loop().create_task(worker.ask())
+            await until(agent.questions)
+            agent.stop()
+            await until(lambda: worker.lost == 1)
+            await pass_time(4)
+            agent.start()
+            await pass_time(1)
+            await until(agent.questions)
+            await pass_time(4.9)
+            assert not asking.done()
+            agent.say(Identified(agent.questions()[0].id, named(5)))
+            assert (await asking).pid == 5
+
+    run_still(story)
+
+
+def test_an_agent_that_comes_and_goes_keeps_nobody_waiting_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with both(tmp_path, monkeypatch) as (agent, worker):
+            await until(lambda: worker.link.is_up)
+            asking = asyncio.get_running_loop().create_task(worker.ask())
+            for _ in range(17):
+                await until(agent.questions)
+                assert not asking.done()
+                agent.stop()
+                await until(lambda: not worker.link.is_up)
+                agent.start()
+                await pass_time(4)
+            with pytest.raises(AgentGone, match=r"within 6[58] s"):
+                await asking
 
     run_still(story)
 

@@ -143,8 +143,8 @@ def test_a_connection_that_was_refused_gives_no_place_back() -> None:
 def test_without_an_agent_enforce_refuses_and_observe_goes_on_without_a_name(
     monkeypatch: pytest.MonkeyPatch, mode: str, passes: bool
 ) -> None:
-    async def gone(question: Any, seconds: float) -> Subject:
-        assert seconds == (1 if passes else 5), "a client of a guard in observe is not kept waiting"
+    async def gone(question: Any, seconds: float, away: float) -> Subject:
+        assert (seconds, away) == ((1, 0) if passes else (5, 60)), "a client in observe is not kept waiting"
         raise AgentGone(f"the agent did not say within {seconds:g} s who connected")
 
     async def story() -> None:
