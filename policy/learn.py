@@ -245,14 +245,19 @@ def _of_caller(
             wide = replace(rule, id=f"learned-{named.slug}-everywhere")
             left.append(Left(guard, named.text, ", ".join(sorted(actions)), count, why, wide))
             continue
-        yield named.slug, Proposal(rule, mine, named.notes)
+        unseen = () if mine else ("to open a session is judged in enforce, and not recorded in observe",)
+        yield named.slug, Proposal(rule, mine, (*unseen, *named.notes))
 
 
 def as_enforced(operation: Operation) -> Iterator[Operation]:
-    """The operation, and what enforce may call it. Observe asks a PostgreSQL for no catalog: it does not know
-    which columns are the key, and so calls a read by key a scan. Who may scan may read."""
+    """The operation, what enforce may call it, and what it judges before. Observe asks a PostgreSQL for no
+    catalog: it does not know which columns are the key, and so calls a read by key a scan. Who may scan may
+    read. And who asks anything has opened a session, which observe lets be."""
     yield operation
-    if operation.engine in WITHOUT_CATALOG and Action.SCAN in operation.actions:
+    if operation.engine not in WITHOUT_CATALOG:
+        return
+    yield Operation(operation.engine, operation.guard, operation.method, frozenset({Action.SESSION}))
+    if Action.SCAN in operation.actions:
         yield Operation(
             operation.engine, operation.guard, operation.method,
             operation.actions - {Action.SCAN} | {Action.READ}, operation.collections,

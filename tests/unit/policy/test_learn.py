@@ -291,5 +291,13 @@ def test_what_observe_calls_a_scan_of_a_postgresql_may_be_a_read_in_enforce() ->
         assert verdict(document, RAG, replace_engine(asked(A.READ, on=["b"]), engine)) == "deny"
 
 
+def test_who_asked_a_postgresql_may_open_a_session_though_observe_recorded_none() -> None:
+    for engine, allowed in (("pgvector", "allow"), ("chroma", "deny")):
+        learnt = learn(seen((RAG, replace_engine(asked(A.SEARCH), engine))), {})
+        opens = replace_engine(asked(A.SESSION, on=[]), engine)
+        assert verdict(loaded(learnt), RAG, opens) == allowed
+        assert learnt.left == ()
+
+
 def replace_engine(operation: Operation, engine: str) -> Operation:
     return msgspec.structs.replace(operation, engine=engine)
