@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One leg: a system, two packages, and the steps of tests/package/inside that it takes.
 
-Owns laying out /rig: the packages, the steps as scripts, the venvs of the real databases. Two packages come
-from one build: the second has the next version in its control data and in what it says of itself, and is the
-same otherwise.
+Owns laying out /rig: the packages (tests/package/builds.py), the steps as scripts, the venvs of the real
+databases.
 """
 
 from __future__ import annotations
@@ -22,16 +21,14 @@ VENVS_OF = "bookworm"  # whose Python they are made with: another suite runs the
 CACHE = Path("/var/cache/vecward-dev")
 _MEASURE = re.compile(r"^measure: (?P<name>\S+) (?P<value>[\d.]+) (?P<unit>\S+)$", re.MULTILINE)
 
-SETTLED = ("look_before", "install", "doctor", "guard", "use")
-LIFE = (*SETTLED, "scores", "rest", "upgrade", "downgrade", "restart", "remove", "purge")
+BEGIN = ("look_before", "install", "doctor")
+LIFE = (
+    *(*BEGIN, "first_hour", "guard", "use", "scores", "rest"),
+    *("upgrade", "downgrade", "restart", "remove", "purge"),
+)
 FAILURES = (
-    *SETTLED,
-    "kill_agent",
-    "kill_workers",
-    "suspend_agent",
-    "hang_agent",
-    "fill_disk",
-    "before_reboot",
+    *(*BEGIN, "guard", "use"),
+    *("kill_agent", "kill_workers", "suspend_agent", "hang_agent", "fill_disk", "before_reboot"),
 )
 
 
@@ -45,7 +42,9 @@ def lay_out(
     patience: int = 90,
 ) -> dict[Path, str]:
     """Make `folder` into what becomes /rig; `later`: steps after a reboot. Returns what is to be bound."""
-    for number, packages in enumerate(builds.pair(kind, folder.with_name("next")), start=1):
+    both = "upgrade" in steps
+    versions = builds.pair(kind, folder.with_name("next")) if both else [builds.first(kind)]
+    for number, packages in enumerate(versions, start=1):
         target = folder / "packages" / str(number)
         target.mkdir(parents=True)
         for package in packages:

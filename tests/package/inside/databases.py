@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TypedDict
 
 from tests.package.inside.ground import PATIENCE, Differs, run, start_unit, wait_until
+from tests.package.inside.load import CLIENTS
 
 CHROMA_PORT, POSTGRES_PORT = 8000, 5432
 SECRET = "not-the-clients"
+AUTHORITY = Path("/var/tmp/ca.crt")  # whom clients with TLS believe; in both roots
 OLD_ROOT = Path("/srv/bookworm")
 CHROMA = os.environ.get("RIG_CHROMA", "")  # the venvs, by their paths on the host
 PGVECTOR = os.environ.get("RIG_PGVECTOR", "")
@@ -161,13 +163,14 @@ def start_load() -> None:
     out = Path("/var/tmp/load.json")
     out.unlink(missing_ok=True)
     command = [python(PGVECTOR), "-B", "/rig/tests/package/inside/load.py", collection(), str(out), SECRET]
+    command += [str(AUTHORITY), str(PATIENCE)]
     start_unit("load", within("root", command), "WorkingDirectory=/var/tmp")
     wait_until(lambda: min(s["done"] for s in load().values()) > 20, "the load runs")
 
 
 def load() -> dict[str, Count]:
     found: dict[str, Count] = json.loads(Path("/var/tmp/load.json").read_text())
-    if len(found) != 3:
+    if set(found) != set(CLIENTS):
         raise Differs(f"the load says {found}")
     return found
 

@@ -8,6 +8,7 @@ outside of one.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,8 +34,8 @@ RPM = bool(list(Path("/rig/packages/1").glob("*.rpm")))
 CONFIG = Path("/etc/vecward")
 GUARDS = """\
 guards:
-  - {name: docs, engine: chroma, ports: [8000], mode: enforce}
-  - {name: pg, engine: pgvector, ports: [5432], mode: enforce}
+  - {name: docs, engine: chroma, ports: [8000], mode: enforce, tls: {cert: ca/db.crt, key: ca/db.key}}
+  - {name: pg, engine: pgvector, ports: [5432], mode: enforce, tls: {cert: ca/db.crt, key: ca/db.key}}
 """
 POLICY = """\
 version: 1
@@ -89,8 +90,51 @@ def doctor() -> None:
     holds(not [line for line in missing if line.strip()], f"doctor misses {missing}")
 
 
+def first_hour() -> None:
+    """docs/howto/first-hour.md: drafts in observe, rules out of what was seen, enforce, off; then undone."""
+    print(vecward("discover", "--write"), flush=True)
+    drafts = sorted((CONFIG / "vecward.d").glob("discovered-*.yaml"))
+    holds(len(drafts) == 2, f"both databases are found: {drafts}")
+    vecward("reload")
+    wait_until(lambda: _modes() == ["observe", "observe"], "both are observed")
+    _is_served("daemon")
+
+    def proposed() -> str:
+        text = vecward("policy", "learn")
+        for port in (8000, 5432):
+            holds(text.count(f"-{port}") > 1, f"rules for port {port}: {text}")
+        return text
+
+    wait_until(proposed, "what was seen becomes rules")
+    learned = CONFIG / "policy.d" / "learned.yaml"
+    vecward("policy", "learn", "-o", str(learned))
+    print(learned.read_text(), vecward("policy", "check"), vecward("policy", "test"), flush=True)
+    vecward("reload")
+    _is_served("nobody")  # still: what follows from it is only counted
+    would = [(s["user"], s["would"]) for s in vecward_json("sessions", "--verdict", "would")]
+    holds(any(user == "nobody" and count for user, count in would), f"enforce would refuse nobody: {would}")
+    for draft in drafts:
+        draft.write_text(draft.read_text().replace("mode: observe", "mode: enforce"))
+    vecward("reload")
+    wait_until(lambda: _modes() == ["enforce", "enforce"], "both are enforced")
+    _is_served("daemon")
+    holds(databases.chroma_client("nobody", code=None).returncode != 0, "nobody is refused")
+    print(vecward("status"), flush=True)
+    vecward("off", "--for", "15m", "--reason", "the way back")
+    _is_served("nobody")
+    vecward("on")
+    holds(databases.psql("nobody", code=None).returncode != 0, "nobody is refused again")
+    for path in (*drafts, learned):
+        path.unlink()
+    vecward("reload")
+    wait_until(lambda: _modes() == [], "nothing is guarded any more")
+
+
 def guard() -> None:
-    """Observe nothing, enforce at once: what a cautious administrator comes to at last."""
+    """Observe nothing, enforce at once: what a cautious administrator comes to at last; with TLS offered."""
+    vecward("ca", "init")
+    vecward("ca", "issue", "db", "--san", "127.0.0.1")
+    shutil.copyfile(CONFIG / "ca" / "ca.crt", databases.AUTHORITY)
     (CONFIG / "vecward.d").mkdir(exist_ok=True)
     (CONFIG / "policy.d").mkdir(exist_ok=True)
     (CONFIG / "vecward.d" / "10-local.yaml").write_text(GUARDS)
@@ -178,6 +222,8 @@ def restart() -> None:
     run("systemctl", "daemon-reexec")
     _goes_on(before, "systemd's own restart")
     databases.stop_load()
+    # Their last sessions are over: the generations before end by themselves, long before `proxy.drain`.
+    wait_until(lambda: len(_generations()) == 1, "older generations end when their sessions do")
     print(vecward("verify"), flush=True)
 
 
@@ -226,6 +272,12 @@ def _serving() -> set[int]:
     return {int(w["pid"]) for w in vecward_json("status")["workers"] if not w["draining"]}
 
 
+def _generations() -> list[str]:
+    """Units of workers that run."""
+    listed = run("systemctl", "list-units", "--no-legend", "--plain", "--state=active", "vecward-proxy@*")
+    return [line.split()[0] for line in listed.stdout.splitlines()]
+
+
 def _change(number: int) -> None:
     before, old, workers = databases.load(), _version(), _serving()
     began = time.monotonic()
@@ -254,6 +306,15 @@ class Broken(Exception):
     """A client had a failure: no waiting makes that good."""
 
 
+def _is_served(user: str) -> None:
+    holds(databases.chroma_client(user).stdout.startswith("a "), f"{user} is served")
+    holds(databases.psql(user).stdout.strip() == "5", f"{user} is served over PostgreSQL")
+
+
+def _modes() -> list[str]:
+    return sorted(str(g["mode"]) for g in vecward_json("status")["guards"])
+
+
 def _guarded() -> bool:
     guards = {g["name"]: g for g in vecward_json("status")["guards"]}
     return set(guards) == {"docs", "pg"} and databases.answers(8000) and databases.answers(5432)
@@ -273,6 +334,7 @@ STEPS: dict[str, Callable[[], None]] = {
         look_before,
         install,
         doctor,
+        first_hour,
         guard,
         use,
         scores,

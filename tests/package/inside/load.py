@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""load.py COLLECTION OUT SECRET: clients of both databases that count every answer and every failure.
+"""load.py COLLECTION OUT SECRET AUTHORITY SECONDS: clients of both databases that count every answer.
 
-Three threads: one HTTP connection held for ever, a new HTTP connection for every request, one session of
-PostgreSQL held for ever. OUT is written anew several times a second: {"held": {"done", "failed", "last"}}.
-None of them ever tries again: a connection that was cut stays cut and is counted. Runs alone, no module.
+A thread for each of CLIENTS: HTTP and PostgreSQL, with TLS and without, over one connection that is held for
+ever and over a new one for every request. OUT is written anew several times a second: {"http": {"done",
+"failed", "last"}}. None of them ever tries again: a connection that was cut stays cut and is counted. TLS is
+verified against AUTHORITY, and the databases have none: whoever answers it is the guard. SECONDS: how long an
+answer may take. Runs alone, no module.
 """
 
 from __future__ import annotations
@@ -11,92 +13,116 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import ssl
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Any
 
+CLIENTS = ("http", "http-new", "https", "https-new", "sql", "sql-tls", "sql-tls-new")
 PAUSE = 0.02  # seconds between the requests of a thread
+PATH = "/api/v2/tenants/default_tenant/databases/default_database/collections/{}/query"
+SQL = "SELECT id FROM documents ORDER BY embedding <-> '[5,5,2]' LIMIT 1"
+
+
+@dataclass
+class Client:
+    """One thread: how it gets a connection, what it asks over it, what came of that."""
+
+    connect: Callable[[], Any]
+    ask: Callable[[Any], None]
+    held: bool
+    count: dict[str, Any] = field(default_factory=lambda: {"done": 0, "failed": 0, "last": ""})
+
+    def run(self) -> None:
+        if not self.held:
+            while True:
+                self.step(self.anew)
+        try:
+            connection = self.connect()
+        except Exception as error:
+            self.note(error)
+            return
+        while True:
+            self.step(lambda: self.ask(connection))
+
+    def anew(self) -> None:
+        with closing(self.connect()) as connection:
+            self.ask(connection)
+
+    def step(self, once: Callable[[], None]) -> None:
+        try:
+            once()
+            self.count["done"] += 1
+        except Exception as error:
+            self.note(error)
+        time.sleep(PAUSE)
+
+    def note(self, error: Exception) -> None:
+        self.count["failed"] += 1
+        self.count["last"] = repr(error)[:500]
+
+
+def http_client(collection: str, held: bool, seconds: float, trust: ssl.SSLContext | None) -> Client:
+    body = json.dumps({"query_embeddings": [[1, 2, 3]], "n_results": 1})
+
+    def connect() -> http.client.HTTPConnection:
+        if trust is None:
+            connection = http.client.HTTPConnection("127.0.0.1", 8000, timeout=seconds)
+        else:
+            connection = http.client.HTTPSConnection("127.0.0.1", 8000, timeout=seconds, context=trust)
+        connection.connect()
+        connection.auto_open = 0  # a second connection would hide that the first was cut
+        return connection
+
+    def ask(connection: http.client.HTTPConnection) -> None:
+        connection.request("POST", PATH.format(collection), body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        text = answer.read()
+        if answer.status != 200 or json.loads(text)["ids"] != [["a"]]:
+            raise ValueError(f"{answer.status}: {text[:300]!r}")
+
+    return Client(connect, ask, held)
+
+
+def sql_client(secret: str, held: bool, seconds: float, authority: str | None) -> Client:
+    import psycopg
+
+    words: dict[str, Any] = {"host": "127.0.0.1", "user": "postgres", "dbname": "postgres"}
+    words |= {"password": secret, "connect_timeout": int(seconds)}
+    words |= {"sslmode": "verify-full", "sslrootcert": authority} if authority else {"sslmode": "disable"}
+
+    def connect() -> Any:
+        return psycopg.connect(**words, autocommit=True)
+
+    def ask(session: Any) -> None:
+        if (rows := session.execute(SQL, prepare=False).fetchall()) != [(5,)]:
+            raise ValueError(repr(rows))
+
+    return Client(connect, ask, held)
 
 
 def main() -> None:
-    collection, out, secret = sys.argv[1:4]
-    counts: dict[str, dict[str, Any]] = {}
-    threads = {
-        "held": lambda count: hold(count, collection),
-        "fresh": lambda count: renew(count, collection),
-        "sql": lambda count: ask_sql(count, secret),
-    }
-    for name, work in threads.items():
-        counts[name] = {"done": 0, "failed": 0, "last": ""}
-        threading.Thread(target=work, args=(counts[name],), daemon=True).start()
+    collection, out, secret, authority = sys.argv[1:5]
+    seconds = float(sys.argv[5])
+    trust = ssl.create_default_context(cafile=authority)
+    clients: dict[str, Client] = {}
+    for name in CLIENTS:
+        held = not name.endswith("-new")
+        if name.startswith("sql"):
+            clients[name] = sql_client(secret, held, seconds, authority if "tls" in name else None)
+        else:
+            clients[name] = http_client(collection, held, seconds, trust if "https" in name else None)
+    for client in clients.values():
+        threading.Thread(target=client.run, daemon=True).start()
     while True:
         with open(out + ".new", "w") as file:
-            json.dump(counts, file)
+            json.dump({name: client.count for name, client in clients.items()}, file)
         os.replace(out + ".new", out)
         time.sleep(0.2)
-
-
-def query(connection: http.client.HTTPConnection, collection: str) -> None:
-    path = f"/api/v2/tenants/default_tenant/databases/default_database/collections/{collection}/query"
-    body = json.dumps({"query_embeddings": [[1, 2, 3]], "n_results": 1})
-    connection.request("POST", path, body, {"Content-Type": "application/json"})
-    answer = connection.getresponse()
-    text = answer.read()
-    if answer.status != 200 or json.loads(text)["ids"] != [["a"]]:
-        raise ValueError(f"{answer.status}: {text[:300]!r}")
-
-
-def hold(count: dict[str, Any], collection: str) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", 8000, timeout=60)
-    connection.connect()
-    connection.auto_open = 0  # a second connection would hide that the first was cut
-    while True:
-        step(count, lambda: query(connection, collection))
-
-
-def renew(count: dict[str, Any], collection: str) -> None:
-    def once() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", 8000, timeout=60)
-        try:
-            query(connection, collection)
-        finally:
-            connection.close()
-
-    while True:
-        step(count, once)
-
-
-def ask_sql(count: dict[str, Any], secret: str) -> None:
-    import psycopg
-
-    words = {"host": "127.0.0.1", "user": "postgres", "dbname": "postgres", "password": secret}
-    try:
-        session = psycopg.connect(**words, connect_timeout=60, autocommit=True)
-    except Exception as error:
-        count["failed"] += 1
-        count["last"] = repr(error)[:500]
-        raise
-
-    def once() -> None:
-        rows = session.execute(
-            "SELECT id FROM documents ORDER BY embedding <-> '[5,5,2]' LIMIT 1", prepare=False
-        ).fetchall()
-        if rows != [(5,)]:
-            raise ValueError(repr(rows))
-
-    while True:
-        step(count, once)
-
-
-def step(count: dict[str, Any], once: Any) -> None:
-    try:
-        once()
-        count["done"] += 1
-    except Exception as error:
-        count["failed"] += 1
-        count["last"] = repr(error)[:500]
-    time.sleep(PAUSE)
 
 
 if __name__ == "__main__":
