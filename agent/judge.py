@@ -13,6 +13,7 @@ from typing import Protocol
 
 from policy.compile import Bound, Policy
 from policy.decide import observed
+from policy.login import ANY_LOGIN, UNREAD, Login, with_login
 from policy.model import Operation, RecordLevel, RecordMode, Subject, Verdict
 
 MAX_BOUND = 256  # subjects whose rules are kept bound after their sessions
@@ -29,7 +30,7 @@ class Rules(Protocol):
         """Another object whenever the rules or what they record by default changed."""
         ...
 
-    def bind(self, subject: Subject, guard: str) -> Bound: ...
+    def bind(self, subject: Subject, guard: str, login: Login | None) -> Bound: ...
 
     def guard_mode(self, guard: str) -> tuple[bool, bool]:
         """(enforcing, off)."""
@@ -50,25 +51,33 @@ class Bindings:
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[int, str], Bound] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, str, Login | None], tuple[Policy, Subject, Bound]] = (
+            OrderedDict()
+        )  # with the Subject, so that no other has its id
 
-    def bind(self, policy: Policy, subject: Subject, guard: str) -> Bound:
-        key = id(subject), guard
-        bound = self._kept.get(key)
-        if bound is None or bound.subject is not subject or bound.policy is not policy:
-            bound = self._kept[key] = policy.bind(
-                subject, guard
-            )  # keeps its Subject, so that no other has its id
+    def bind(self, policy: Policy, subject: Subject, guard: str, login: Login | None = None) -> Bound:
+        if login is not None and not policy.for_guard(guard).names_login:
+            login = None  # the same for all that it may name
+        key = id(subject), guard, login
+        kept = self._kept.get(key)
+        if kept is None or kept[1] is not subject or kept[0] is not policy:
+            kept = self._kept[key] = policy, subject, _bind(policy, subject, guard, login)
             if len(self._kept) > MAX_BOUND:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
-        return bound
+        return kept[2]
+
+
+def _bind(policy: Policy, subject: Subject, guard: str, login: Login | None) -> Bound:
+    if login == ANY_LOGIN:
+        return policy.for_any_login().bind(subject, guard)
+    return policy.bind(with_login(subject, login), guard)
 
 
 class SessionJudge:
     """A `Judge` (agent/protocols/session.py) that follows policy reloads."""
 
-    __slots__ = ("_bound", "_guard", "_held", "_now", "_report", "_rules", "_subject")
+    __slots__ = ("_bound", "_guard", "_held", "_login", "_now", "_report", "_rules", "_subject")
 
     def __init__(
         self,
@@ -77,12 +86,15 @@ class SessionJudge:
         guard: str,
         now: Callable[[], float],
         report: Callable[[BaseException], None],
+        login: Login | None = None,
     ) -> None:
+        """`login`: what is known of it (`first_login`)."""
         self._rules = rules
         self._subject = subject
         self._guard = guard
         self._now = now
         self._report = report
+        self._login = login
         self._held: object = None
         self._bound: Bound | None = None
 
@@ -125,16 +137,22 @@ class SessionJudge:
         self._subject = subject
         self._held = self._bound = None
 
+    def begin(self, login: Login) -> None:
+        """The client has named its user and database: what is judged from now on is judged by them."""
+        self._login = login
+        self._held = self._bound = None
+
     def has_rights(self) -> bool:
         """Whether any rule could still allow this subject something (else its session is closed)."""
         try:
-            return self._current().has_rights(self._now())
+            login = ANY_LOGIN if self._login == UNREAD else self._login
+            return self._rules.bind(self._subject, self._guard, login).has_rights(self._now())
         except Exception as error:
             self._report(error)
             return False
 
     def _current(self) -> Bound:
         if self._bound is None or self._held is not self._rules.in_force:
-            self._bound = self._rules.bind(self._subject, self._guard)
+            self._bound = self._rules.bind(self._subject, self._guard, self._login)
             self._held = self._rules.in_force
         return self._bound

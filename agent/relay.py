@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
 from agent.host import Host, Refuse
+from agent.judge import SessionJudge
 from agent.messages import GuardSettings
 from agent.protocols.session import Intent, Opaque, Output, ProtocolError, Record, Secured, Securing, Session
 from agent.secure import secure_side
@@ -37,9 +38,7 @@ class _Waiting:
     __slots__ = ("ok", "output", "ready")
 
     def __init__(self, output: Output, ready: bool) -> None:
-        self.output = output
-        self.ready = ready
-        self.ok = True
+        self.output, self.ready, self.ok = output, ready, True
 
 
 class Relay:
@@ -71,7 +70,7 @@ class Relay:
         self._closing: str | None = None
         self._client_full = self._server_full = self._behind = self._securing = self._waits = False
         self.tls: tuple[Secured, ...] = ()  # the sides that speak TLS
-        self.rebind: Callable[[Subject], None] | None = None  # of the session's judge
+        self.judge: SessionJudge | None = None
         client.set_write_buffer_limits(HIGH_WATER)
         self._start_task = asyncio.get_running_loop().create_task(self._start())
 

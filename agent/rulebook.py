@@ -44,7 +44,7 @@ def guard_context(config: Config, now: float) -> GuardContext:
     """What policy files are checked against."""
     return GuardContext(
         tuple(
-            GuardInfo(g.name, g.engine, engine_roots(g.engine), tuple(p.remote for p in g.peers))
+            GuardInfo(g.name, g.engine, engine_roots(g.engine), tuple(p.remote for p in g.peers), g.auth)
             for g in config.guards
         ),
         now,

@@ -23,7 +23,7 @@ from agent.messages import GuardSettings
 from agent.protocols.choose import open_session, open_sql_session
 from agent.protocols.http import Engine
 from agent.protocols.postgres_auth import Custody
-from agent.protocols.session import Bounds, Judge, Session
+from agent.protocols.session import Bounds, LoginJudge, Session
 from agent.protocols.sql import SqlEngine
 from agent.relay import Relay
 from agent.sides import ClientSide
@@ -46,7 +46,7 @@ class Served:
         self.netns = netns_cookie(self.listener)
         self.server: asyncio.Server | None = None
 
-    def open_session(self, guard: GuardSettings, judge: Judge, bounds: Bounds) -> Session:
+    def open_session(self, guard: GuardSettings, judge: LoginJudge, bounds: Bounds) -> Session:
         """The session of a new connection, for the guard as it was when the connection was accepted."""
         terms = self.tls.terms if self.tls is not None else None
         engine = self.engine

@@ -59,6 +59,7 @@ from agent.stream import EvidenceStream
 from agent.tls_layer import TlsLayer
 from policy.combine import RecordDefaults
 from policy.compile import Bound, Policy, decode_rules
+from policy.login import Login, first_login
 from policy.model import Attribution, RecordLevel, RecordMode, Subject, Verdict
 
 PRESENT_EVERY = 0.25  # seconds between presentations of unsigned blocks
@@ -149,16 +150,18 @@ class Worker:
         subject = relay.subject
         if subject is None or held is None:
             raise RuntimeError("a session before its subject")
-        tunnel = self.bind(subject, relay.guard.name).tunnel(relay.guard.engine, time.time())
-        if tunnel is not None and (
+        if self._tunnel(relay, subject) is not None and (
             subject.remote is None or is_peer(relay.guard, relay.server_addr, subject.remote)
         ):
             relay.tunnelled = True
             return open_tunnel("a tunnel rule covers it")
-        judge = SessionJudge(self, subject, relay.guard.name, time.time, self.report_bug)
         bounds = Bounds(body=self._settings().max_body, budget=self._budget)
-        relay.rebind = judge.rebind
-        return held.open_session(relay.guard, judge, bounds)
+        relay.judge = self._judge(relay, subject)
+        return held.open_session(relay.guard, relay.judge, bounds)
+
+    def _judge(self, relay: Relay, subject: Subject) -> SessionJudge:
+        guard = relay.guard
+        return SessionJudge(self, subject, guard.name, time.time, self.report_bug, first_login(guard.engine))
 
     def tls_layer(self, relay: Relay, side: Literal["client", "server"]) -> TlsLayer:
         held = self._server.find(relay.guard.name)
@@ -170,8 +173,8 @@ class Worker:
         self.count(f"tls_{secured.side}")
         if secured.side == "client" and relay.subject is not None and secured.subject is not None:
             relay.subject = replace(relay.subject, tls_subject=secured.subject)
-            if relay.rebind is not None:
-                relay.rebind(relay.subject)
+            if relay.judge is not None:
+                relay.judge.rebind(relay.subject)
 
     def card(self, relay: Relay) -> dict[str, Any]:
         if relay.subject is None:
@@ -209,10 +212,10 @@ class Worker:
     def policy_hash(self) -> str:
         return self._policy.hash if self._policy is not None else ""
 
-    def bind(self, subject: Subject, guard: str) -> Bound:
+    def bind(self, subject: Subject, guard: str, login: Login | None = None) -> Bound:
         if self._policy is None:
             raise RuntimeError("no policy yet")
-        return self._bindings.bind(self._policy, subject, guard)
+        return self._bindings.bind(self._policy, subject, guard, login)
 
     def guard_mode(self, guard: str) -> tuple[bool, bool]:
         held = self._server.find(guard)
@@ -298,14 +301,15 @@ class Worker:
             relay.end("guard-changed")
             return
         if relay.subject is not None and held.settings.mode == "enforce" and not held.settings.off:
-            judge = SessionJudge(self, relay.subject, relay.guard.name, time.time, self.report_bug)
+            judge = relay.judge or self._judge(relay, relay.subject)
             if not judge.has_rights() and not (may_be_named(held.settings) and relay.is_unnamed):
                 relay.end("no-rights-left")
             elif relay.tunnelled and self._tunnel(relay, relay.subject) is None:
                 relay.end("tunnel-withdrawn")
 
     def _tunnel(self, relay: Relay, subject: Subject) -> Verdict | None:
-        return self.bind(subject, relay.guard.name).tunnel(relay.guard.engine, time.time())
+        guard = relay.guard
+        return self.bind(subject, guard.name, first_login(guard.engine)).tunnel(guard.engine, time.time())
 
     def _serve(self) -> None:
         if self._snapshot is not None:

@@ -8,7 +8,7 @@ Operation out of plain words. Cases are judged as enforce mode does, whatever mo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import msgspec
@@ -53,7 +53,7 @@ class CaseResult:
 def case_from(model: CaseModel, source: SourceFile, path: Path) -> Case:
     return Case(
         name=model.name,
-        subject=_subject(model.who),
+        subject=replace(_subject(model.who), database=model.what.database),
         operation=_operation(model.what),
         expect=model.expect,
         rule=model.rule,
@@ -81,7 +81,7 @@ def _subject(model: CaseWhoModel) -> Subject:
 
 
 def _operation(model: CaseWhatModel) -> Operation:
-    given = model.model_dump(exclude={"engine", "action", "collection", "probed"})
+    given = model.model_dump(exclude={"engine", "database", "action", "collection", "probed"})
     return Operation(
         engine=model.engine or "",
         actions=frozenset(map(Action, model.action)),
@@ -143,9 +143,13 @@ def subject_from(words: Mapping[str, str]) -> Subject:
     return _subject(_validate(CaseWhoModel, words, "--who"))
 
 
-def operation_from(words: Mapping[str, str]) -> Operation:
-    """An operation out of ``--what key=value`` words (lists by comma). Raises PolicyError on a bad one."""
-    return _operation(_validate(CaseWhatModel, words, "--what"))
+def operation_from(words: Mapping[str, str]) -> tuple[Operation, str | None]:
+    """An operation out of ``--what key=value`` words (lists by comma), and the database it is asked of.
+
+    Raises PolicyError on a bad one.
+    """
+    model = _validate(CaseWhatModel, words, "--what")
+    return _operation(model), model.database
 
 
 _NUMBERS = frozenset({"uid", "top_k", "offset", "queries", "rows", "bytes"})

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import combinations
 
 from policy.context import GuardContext, GuardInfo
 from policy.globs import globs_overlap, is_glob
+from policy.login import LOGIN_ENGINES
 from policy.match import matches_name
 from policy.model import ANY_COLLECTION
+from policy.nearest import written
 from policy.problem import Problem, did_you_mean
-from policy.rules import LOCAL_ONLY, UNATTESTED, Condition, Rule, What
+from policy.rules import LOCAL_ONLY, LOGIN_KEYS, UNATTESTED, Condition, Rule, What
 from policy.yaml_text import Path, SourceFile
 
 UNTIL_WARNING = 14 * 24 * 3600.0
@@ -107,7 +110,7 @@ def _within(inner: Condition, outer: Condition) -> bool:
 
 
 def _what_within(inner: What, outer: What) -> bool:
-    for key in ("guard", "engine", "collection", "action"):
+    for key in ("guard", "engine", "collection", "action", "database"):
         mine, other = getattr(inner, key), getattr(outer, key)
         if other is not None and (mine is None or not set(mine) <= set(other)):
             return False
@@ -125,9 +128,11 @@ def _restrictions(rule: Rule) -> Iterator[Finding]:
 
 
 def _tunnel(rule: Rule) -> Iterator[Finding]:
-    for key in ("collection", "action"):
+    for key in ("collection", "action", "database"):
         if getattr(rule.what, key) is not None:
             yield ("what", key), f"a tunnel is unread bytes, no `{key}` can be told in it", "leave it out"
+    if "db_user" in {condition.key for condition in rule.who}:
+        yield ("who", "db_user"), "a tunnel is unread bytes, no `db_user` can be told in it", "leave it out"
     if not {"self", "remote"} & {condition.key for condition in rule.who}:
         yield ("tunnel",), "a tunnel is for the database's own traffic", "add `who: {self: true}`"
 
@@ -144,11 +149,30 @@ def _guards(rule: Rule, context: GuardContext) -> Iterator[Finding]:
         if not any(True for _ in _names(rule.what, ("what",), context.guards)):
             yield ("what",), "this rule can never match: no guard has both this name and this engine", ""
         return
+    if not any(guard.engine in LOGIN_ENGINES for guard in concerned):
+        yield from _without_login(rule, concerned)
     for at, spec in enumerate(rule.masks):
         if spec.field is not None:
             yield from _root(spec.field, ("mask", at, "field"), concerned)
     if rule.tunnel:
         yield from _peers(rule, concerned)
+
+
+def _without_login(rule: Rule, guards: Sequence[GuardInfo]) -> Iterator[Finding]:
+    names = ", ".join(sorted({guard.engine for guard in guards}))
+    asked: list[tuple[Path, str, tuple[Condition, ...]]] = [
+        ((), "this rule can never match", rule.conditions)
+    ]
+    if rule.unless is not None:
+        asked.append((("unless",), "this exception can never apply", rule.unless.conditions))
+    for path, what, conditions in asked:
+        for key in sorted(LOGIN_KEYS & {condition.key for condition in conditions}):
+            place = (*path, *written(key).split("."))
+            yield (
+                place,
+                f"{what}: a client of {names} names no `{key}`",
+                f"only {_listed(LOGIN_ENGINES)} has it",
+            )
 
 
 def _concerns(what: What, guard: GuardInfo) -> bool:
@@ -210,6 +234,12 @@ def _cautions(rule: Rule, context: GuardContext) -> Iterator[Finding]:
             f"{_listed(keys)} can be chosen by any user: the rule rests on nothing attested",
             ("add unit, user, uid or exe"),
         )
+    if "db_user" in keys and keys <= UNATTESTED | {"db_user"} and (guards := _believing(rule, context)):
+        yield (
+            ("who", "db_user"),
+            f"`db_user` is the client's own word on {guards}: the rule rests on nothing attested",
+            "add unit, user, uid or exe, or give the guard `auth: password`",
+        )
     except_keys = {condition.key for condition in rule.unless.who} if rule.unless else set()
     if except_keys and except_keys <= UNATTESTED:
         yield (
@@ -238,7 +268,15 @@ def _cautions(rule: Rule, context: GuardContext) -> Iterator[Finding]:
         )
 
 
-def _listed(keys: set[str]) -> str:
+def _believing(rule: Rule, context: GuardContext) -> str:
+    """The guards on which any client may name any user of the database."""
+    mine = [guard for guard in context.guards or () if _concerns(rule.what, guard)]
+    return _listed(
+        {guard.name for guard in mine if guard.engine in LOGIN_ENGINES and guard.auth == "identity"}
+    )
+
+
+def _listed(keys: AbstractSet[str]) -> str:
     return ", ".join(sorted(keys))
 
 
@@ -282,7 +320,7 @@ def _meet(left: Rule, right: Rule) -> bool:
         return False
     return all(
         _share(getattr(left.what, key), getattr(right.what, key))
-        for key in ("guard", "engine", "collection", "action")
+        for key in ("guard", "engine", "collection", "action", "database")
     )
 
 

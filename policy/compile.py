@@ -15,10 +15,11 @@ import msgspec
 from policy.combine import RecordDefaults, Restrictions, combine, reads_body
 from policy.decide import UNKNOWN_MESSAGE, Match, Trial, deny_all, is_unknown, judge, with_permit
 from policy.index import WhatIndex, WhoIndex
+from policy.login import CANCEL_METHOD, for_any_login
 from policy.match import compile_condition, matches_name
 from policy.model import ANY_COLLECTION, Action, Attribution, NearMiss, Operation, Subject, Verdict
 from policy.nearest import first_miss
-from policy.rules import Condition, Rule, What, hash_rules
+from policy.rules import LOGIN_KEYS, Condition, Rule, What, hash_rules
 
 MAX_KINDS = 256
 """Kinds of operation (actions x collections) a session remembers; collections are the client's to choose,
@@ -50,8 +51,8 @@ class GuardRules:
     def __init__(self, rules: Iterable[Rule], guard: str) -> None:
         self.rules = tuple(rule for rule in rules if _names_guard(rule.what, guard))
         self.what = WhatIndex([rule.what for rule in self.rules])
-        self.who = WhoIndex([rule.who for rule in self.rules])
-        self.unless_who = WhoIndex([rule.unless.who if rule.unless else () for rule in self.rules])
+        self.who = WhoIndex([rule.conditions for rule in self.rules])
+        self.unless_who = WhoIndex([rule.unless.conditions if rule.unless else () for rule in self.rules])
         self.remote = _bits(any(c.key == "remote" for c in rule.who) for rule in self.rules)
         self.unless = WhatIndex([rule.unless.what if rule.unless else None for rule in self.rules])
         self.has_unless = _bits(
@@ -59,8 +60,7 @@ class GuardRules:
         )
         # Their exception is about who alone: for that subject the rule is not there.
         self.unless_who_alone = self.has_unless & _bits(
-            rule.unless is not None
-            and (rule.unless.what is None or rule.unless.what == What(guard=rule.unless.what.guard))
+            rule.unless is not None and (rule.unless.what is None or _is_of_session(rule.unless.what))
             for rule in self.rules
         )
         self.denies = _bits(rule.deny is not None for rule in self.rules)
@@ -69,7 +69,13 @@ class GuardRules:
         self.adds = _bits(rule.restricts or rule.record is not None for rule in self.rules)
         self.restricts = _bits(rule.restricts for rule in self.rules)
         self.readers = _bits(reads_body(rule) for rule in self.rules)
+        self.names_login = bool(LOGIN_KEYS & {condition.key for condition in _conditions(self.rules)})
         self.untils = tuple(sorted({rule.until for rule in self.rules if rule.until is not None}))
+
+
+def _is_of_session(what: What) -> bool:
+    """It says the same of all that is asked in a session."""
+    return what == What(guard=what.guard, database=what.database)
 
 
 def _names_guard(what: What, guard: str) -> bool:
@@ -99,12 +105,27 @@ def _each(bits: int) -> Iterator[int]:
 class Policy:
     """Compiled rules. Immutable in meaning; `bind` gives what one subject may do at one guard."""
 
-    def __init__(self, rules: Iterable[Rule], defaults: RecordDefaults | None = None) -> None:
+    def __init__(
+        self, rules: Iterable[Rule], defaults: RecordDefaults | None = None, known_as: str | None = None
+    ) -> None:
+        """`known_as`: the hash to name, where these rules stand for others."""
         self.rules = tuple(sorted(rules, key=lambda rule: rule.id))
         self.defaults = defaults or RecordDefaults()
-        self.hash = hash_rules(self.rules)
+        self.hash = known_as if known_as is not None else hash_rules(self.rules)
         self.tests = {condition: compile_condition(condition) for condition in _conditions(self.rules)}
         self._guards: dict[str, GuardRules] = {}
+        self._for_any_login: Policy | None = None
+
+    def for_any_login(self) -> Policy:
+        """The rules as the login that suits best would meet them (`login.for_any_login`)."""
+        if self._for_any_login is None:
+            found = [one for rule in self.rules if (one := for_any_login(rule)) is not None]
+            self._for_any_login = Policy(found, self.defaults, self.hash)
+        return self._for_any_login
+
+    def judging(self, operation: Operation) -> Policy:
+        """The rules by which this operation is judged."""
+        return self.for_any_login() if operation.method == CANCEL_METHOD else self
 
     def for_guard(self, guard: str) -> GuardRules:
         """The guard's rules, indexed at first use; guards come from the configuration, so they are few."""
@@ -124,9 +145,9 @@ class Policy:
 
 def _conditions(rules: Iterable[Rule]) -> Iterator[Condition]:
     for rule in rules:
-        yield from rule.who
+        yield from rule.conditions
         if rule.unless is not None:
-            yield from rule.unless.who
+            yield from rule.unless.conditions
 
 
 class Bound:

@@ -12,13 +12,15 @@ class GuardInfo:
 
     `roots` are the names that a mask's dotted field may start with (the engine's
     ``masked_fields_known``); None = not known, any is taken. `peers` are the addresses or networks
-    that the guard's configuration lists as cluster peers.
+    that the guard's configuration lists as cluster peers. `auth`: how a guard of
+    PostgreSQL knows its clients.
     """
 
     name: str
     engine: str
     roots: frozenset[str] | None = None
     peers: tuple[str, ...] = ()
+    auth: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

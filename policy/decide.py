@@ -52,7 +52,7 @@ def decide(
     `now` is seconds since the epoch (for `until`). `counters` are the budgets of `rate`, which this
     build refuses in policy files: nothing reads them. Sessions keep a `Bound` instead of calling this.
     """
-    return policy.bind(subject, operation.guard).decide(operation, now)
+    return policy.judging(operation).bind(subject, operation.guard).decide(operation, now)
 
 
 def judge(match: Match, operation: Operation, policy: str) -> Verdict:

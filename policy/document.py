@@ -281,7 +281,8 @@ def conditions_from(model: WhoModel | None) -> tuple[Condition, ...]:
 def _what(model: WhatModel | None) -> What | None:
     if model is None:
         return None
-    return What(*(_sorted(getattr(model, key)) for key in ("guard", "engine", "collection", "action")))
+    keys = ("guard", "engine", "collection", "action", "database")
+    return What(*(_sorted(getattr(model, key)) for key in keys))
 
 
 def _sorted(values: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -87,6 +87,7 @@ def explain(
     counters: Mapping[str, int] | None = None,
 ) -> Explanation:
     """The verdict over one operation as enforce mode gives it, with the part of every rule in it."""
+    policy = policy.judging(operation)
     steps = tuple(
         _judge(rule, policy, subject, operation, now) for rule in policy.for_guard(operation.guard).rules
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from policy.globs import Matcher, is_glob, name_matcher
 from policy.match import Test, Truth, actions_of, compile_condition, is_unobtained, value_of
 from policy.model import ANY_COLLECTION, Action, Operation, Scalar, Subject
-from policy.rules import WHO_NAMES, WHO_PATHS, Condition, What
+from policy.rules import NAME_KEYS, WHO_PATHS, Condition, What
 
 MAX_NAMES = 1024
 """Collection names whose rules are remembered for all sessions of a guard; then it starts anew."""
@@ -94,7 +94,7 @@ class KeyIndex:
 
 
 def _is_exact(key: str, value: Scalar) -> bool:
-    if key in WHO_NAMES or key in WHO_PATHS:
+    if key in NAME_KEYS or key in WHO_PATHS:
         return not is_glob(str(value))
     return key in ("uid", "exe_sha256")
 

@@ -151,14 +151,14 @@ def identity(subject: Subject) -> Subject:
         subject.attribution, uid=subject.uid, user=subject.user, unit=subject.unit, exe=subject.exe,
         image=subject.image, container=None if subject.image else subject.container,
         login_user=subject.login_user, is_self=subject.is_self, remote=subject.remote,
-        tls_subject=subject.tls_subject, unobtained=subject.unobtained & set(KEPT),
+        tls_subject=subject.tls_subject, unobtained=subject.unobtained & set(KEPT), database=subject.database,
     )  # fmt: skip
 
 
 def _key(subject: Subject) -> tuple[object, ...]:
     """`identity` as what can be looked up."""
     known = (getattr(subject, name) for name in KEPT)
-    more = (subject.attribution, subject.is_self, subject.remote, subject.tls_subject)
+    more = (subject.attribution, subject.is_self, subject.remote, subject.tls_subject, subject.database)
     return (*known, *more, subject.unobtained & set(KEPT))
 
 
@@ -175,7 +175,7 @@ def learn(
     tunnels: dict[Caller, list[Use]] = defaultdict(list)
     for use in (*seen.uses.values(), *seen.unread.values()):
         guard, named = use.operation.guard, name_caller(use.subject)
-        why = _unnameable(named, use.operation, guards)
+        why = _unnameable(named, use, guards)
         if why is None and Action.UNKNOWN not in use.operation.actions:
             asked[guard, named].append(use)
         elif why is None and _may_tunnel(use.subject, peers.get(guard, ())):
@@ -193,11 +193,14 @@ def learn(
     return Learnt(tuple(proposals), tuple(order))
 
 
-def _unnameable(named: Named, operation: Operation, guards: Sequence[str] | None) -> str | None:
+def _unnameable(named: Named, use: Use, guards: Sequence[str] | None) -> str | None:
+    operation = use.operation
     if guards is not None and operation.guard not in guards:
         return "no guard of the configuration has this name"
     if not all(is_writable(name) for name in operation.collections):
         return "a collection has a name that no rule can hold"
+    if use.subject.database is not None and not is_writable(use.subject.database):
+        return "the database has a name that no rule can hold"
     if named.why is not None:
         return named.why
     if {condition.key for condition in named.who} <= UNATTESTED:
@@ -235,8 +238,20 @@ def _of_caller(
         note = "passes unread and unjudged: be sure that this is the database's own traffic"
         yield named.slug, Proposal(rule, tuple(unread + uses), (note, *named.notes))
         return
+    databases: dict[str | None, list[Use]] = defaultdict(list)
+    for use in uses:
+        databases[use.subject.database].append(use)
+    for database, some in sorted(databases.items(), key=lambda item: item[0] or ""):
+        yield from _of_database(guard, database, named, some, left)
+
+
+def _of_database(
+    guard: str, database: str | None, named: Named, uses: list[Use], left: list[Left]
+) -> Iterator[tuple[str, Proposal]]:
+    """The same for what was asked of one database; None: of an engine whose clients name none."""
+    within = None if database is None else (pattern(database),)
     for actions, collections in cover([one for use in uses for one in as_enforced(use.operation)]):
-        what = What((guard,), None, collections, tuple(sorted(actions)))
+        what = What((guard,), None, collections, tuple(sorted(actions)), within)
         rule = Rule("", "", who=named.who, what=what, allow=True)
         mine = tuple(use for use in uses if not what_failures(what, use.operation, every=True))
         if collections is None and not actions <= WITHOUT_COLLECTION:
@@ -345,7 +360,7 @@ def _reaches(rule: Rule, use: Use) -> bool:
     """Whether its restrictions apply: to any member, also where a condition cannot be evaluated."""
     if what_failures(rule.what, use.operation, every=False):
         return False
-    return all(compile_condition(condition)(use.subject) is not Truth.NO for condition in rule.who)
+    return all(compile_condition(condition)(use.subject) is not Truth.NO for condition in rule.conditions)
 
 
 def _uncovered(proposals: Sequence[Proposal]) -> Iterator[Left]:

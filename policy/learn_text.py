@@ -67,6 +67,7 @@ def rule_mapping(rule: Rule) -> dict[str, Any]:
         key: _one(values)
         for key, values in (
             ("guard", rule.what.guard),
+            ("database", rule.what.database),
             ("collection", rule.what.collection),
             ("action", rule.what.action),
         )
@@ -197,6 +198,8 @@ def _case(one: Proposal) -> list[str] | None:
     )
     operation = use.operation
     what: dict[str, Any] = {"guard": operation.guard, "action": sorted(map(str, operation.actions))}
+    if use.subject.database is not None:
+        what["database"] = use.subject.database
     if operation.collections:
         what["collection"] = sorted(operation.collections)
     if operation.top_k is not None:
@@ -206,6 +209,7 @@ def _case(one: Proposal) -> list[str] | None:
             what[key] = True
     who = _case_who(use.subject)
     texts = [v for v in who.values() if isinstance(v, str)] + list(operation.collections)
+    texts += [what["database"]] if "database" in what else []
     if len(operation.collections) > MAX_CASE or not all(t.isprintable() and is_writable(t) for t in texts):
         return None
     name = f"{one.rule.id}: {', '.join(sorted(operation.actions))}"

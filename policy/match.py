@@ -14,7 +14,7 @@ from enum import IntEnum
 
 from policy.globs import Matcher, name_matcher, path_matcher
 from policy.model import ANY_COLLECTION, Action, Attribution, Operation, Scalar, Subject
-from policy.rules import WHO_NAMES, WHO_PATHS, Condition, Rule, What
+from policy.rules import LOGIN_KEYS, NAME_KEYS, WHO_PATHS, Condition, Rule, What
 
 
 class Truth(IntEnum):
@@ -28,6 +28,8 @@ class Truth(IntEnum):
 Test = Callable[[Subject], Truth]
 
 ABSENT = (None, ())
+_OF_CONNECTION = {"remote", "tls_subject", *LOGIN_KEYS}
+"""What the connection itself tells, also where it is not known which process made it."""
 # Subject fields behind keys of another name.
 FIELD_OF = {"self": "is_self"}
 
@@ -52,7 +54,7 @@ def is_unobtained(subject: Subject, key: str) -> bool:
     ):
         return True
     # Some process of this host made the connection, we cannot say which.
-    return subject.attribution is Attribution.UNATTRIBUTED and key not in ("remote", "tls_subject")
+    return subject.attribution is Attribution.UNATTRIBUTED and key not in _OF_CONNECTION
 
 
 def compile_condition(condition: Condition) -> Test:
@@ -76,7 +78,7 @@ def _value_test(condition: Condition) -> Callable[[object], bool]:
     key, values = condition.key, condition.values
     if key == "remote":
         return _network_test(values)
-    if key in WHO_NAMES or key in WHO_PATHS:
+    if key in NAME_KEYS or key in WHO_PATHS:
         compile_one = path_matcher if key in WHO_PATHS else name_matcher
         return _text_test([compile_one(str(value)) for value in values])
     # uid, exe_sha256, login_session, self: equal and of one type (True is not the uid 1).

@@ -99,6 +99,8 @@ class Subject:
     is_self: bool = False  # the connector is in the cgroup of the listener's owner
     remote: str | None = None  # the address of a caller on another host, None for local callers
     tls_subject: str | None = None
+    db_user: str | None = None  # whom it named to the database when it began its session (policy/login.py)
+    database: str | None = None  # and in which database; no kernel attests either
     login_tty: str | None = None
     login_peer: str | None = None
     unobtained: frozenset[str] = frozenset()

@@ -24,11 +24,11 @@ def first_miss(
     restrictions (any member hit, errors count as match).
     """
     wrong = {Truth.NO, Truth.ERROR} if every else {Truth.NO}
-    for condition in rule.who:
+    for condition in rule.conditions:
         truth = tests[condition](subject)
         if truth in wrong:
             got = "not obtained" if truth is Truth.ERROR else show(value_of(subject, condition.key))
-            return NearMiss(rule.id, f"who.{condition.key}", show(condition.values), got)
+            return NearMiss(rule.id, written(condition.key), show(condition.values), got)
     if every and not may_be_allowed(rule, subject):
         if subject.remote is not None:
             return NearMiss(rule.id, "who.remote", "named, for a caller of another host", subject.remote)
@@ -45,15 +45,20 @@ def _excepted(
     if unless is None:
         return None
     stands = {Truth.YES, Truth.ERROR} if every else {Truth.YES}
-    if all(tests[condition](subject) in stands for condition in unless.who) and not what_failures(
+    if all(tests[condition](subject) in stands for condition in unless.conditions) and not what_failures(
         unless.what or What(), operation, every=not every
     ):
-        wanted_keys = [f"who.{condition.key}" for condition in unless.who]
+        wanted_keys = [written(condition.key) for condition in unless.conditions]
         if unless.what is not None:
             keys = ("guard", "engine", "collection", "action")
             wanted_keys += [f"what.{key}" for key in keys if wanted(unless.what, key)]
         return NearMiss(rule.id, "unless", "the exception does not apply", ", ".join(wanted_keys))
     return None
+
+
+def written(key: str) -> str:
+    """Where a rule writes a condition on the session."""
+    return "what.database" if key == "database" else f"who.{key}"
 
 
 def wanted(what: What, key: str) -> object:

@@ -18,7 +18,7 @@ from policy.model import MaskAs, Over, RecordLevel, RecordMode, RuleMode, Scalar
 
 WHO_NAMES = (
     "user", "group", "login_user", "unit", "user_unit", "slice", "container", "image", "tls_subject", "comm",
-    "argv",
+    "argv", "db_user",
 )  # fmt: skip
 """Keys whose values are name globs: ``*`` any run, ``?`` one character."""
 WHO_PATHS = ("exe", "parent_exe", "cwd", "script")
@@ -26,13 +26,17 @@ WHO_PATHS = ("exe", "parent_exe", "cwd", "script")
 WHO_KEYS = (*WHO_NAMES, *WHO_PATHS, "exe_sha256", "uid", "login_session", "self", "remote")
 UNATTESTED = frozenset({"comm", "argv", "cwd", "script", "user_unit"})
 """What an unprivileged user can choose for its own process (architecture, Subject)."""
-LOCAL_ONLY = frozenset(WHO_KEYS) - {"remote", "tls_subject"}
+LOCAL_ONLY = frozenset(WHO_KEYS) - {"remote", "tls_subject", "db_user"}
 """Keys that no caller of another host can have."""
+LOGIN_KEYS = frozenset({"db_user", "database"})
+"""What the client named when it began its session with the database. `database` is written under `what`, and
+is a condition on the session all the same: it is the same for all that is asked in it."""
+NAME_KEYS = frozenset(WHO_NAMES) | LOGIN_KEYS
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One key of `who`: any of `values` satisfies it."""
+    """One key of `who`, or `what.database`: any of `values` satisfies it."""
 
     key: str
     values: tuple[Scalar, ...]
@@ -46,6 +50,12 @@ class What:
     engine: tuple[str, ...] | None = None
     collection: tuple[str, ...] | None = None
     action: tuple[str, ...] | None = None
+    database: tuple[str, ...] | None = None
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What of it is asked of the session."""
+        return () if self.database is None else (Condition("database", self.database),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +64,10 @@ class Unless:
 
     who: tuple[Condition, ...] = ()
     what: What | None = None
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        return self.who if self.what is None else self.who + self.what.conditions
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +114,11 @@ class Rule:
     record: RecordSpec | None = None
     mode: RuleMode = "enforce"
     until: float | None = None
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """All that is asked of the session, once for what it asks: `who`, and the database."""
+        return self.who + self.what.conditions
 
     @property
     def restricts(self) -> bool:

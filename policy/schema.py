@@ -165,6 +165,7 @@ class WhoModel(_Model):
     self: OnlyTrue | None = None
     remote: Networks | None = None
     tls_subject: Names | None = None
+    db_user: Names | None = None
     comm: Names | None = None
     argv: Names | None = None
     cwd: RootedPaths | None = None
@@ -174,6 +175,7 @@ class WhoModel(_Model):
 class WhatModel(_Model):
     guard: Names | None = None
     engine: Names | None = None
+    database: Names | None = None
     collection: Names | None = None
     action: Annotated[list[ActionName], BeforeValidator(_listed), AnyOf] | None = None
 
@@ -240,6 +242,7 @@ class CaseWhatModel(_Model):
 
     guard: Name
     engine: Name | None = None
+    database: Name | None = None
     method: Name = "test"
     action: Annotated[list[ActionName], BeforeValidator(_listed), AnyOf]
     collection: Annotated[list[Name], BeforeValidator(_listed), Field(max_length=MAX_LIST)] = []
@@ -275,6 +278,7 @@ class CaseWhoModel(_Model):
     self: StrictBool = False
     remote: Annotated[StrictStr, AfterValidator(_address)] | None = None
     tls_subject: Name | None = None
+    db_user: Name | None = None
     comm: Name | None = None
     argv: Annotated[list[StrictStr], BeforeValidator(_listed)] | None = None
     cwd: Name | None = None

@@ -182,12 +182,14 @@ def explain(
     recorded = None
     try:
         if pid is not None:
-            operation, subject = operation_from(_words(what, "--what")), _living(pid)
+            operation, database = operation_from(_words(what, "--what"))
+            subject = _untold(replace(_living(pid), database=database), with_engine(operation, engines))
         elif session is not None:
             subject, operation, found_exchange = _recorded(settings, session, exchange)
             recorded = recorded_verdict(found_exchange, document.hash)
         elif who or what:
-            subject, operation = subject_from(_words(who, "--who")), operation_from(_words(what, "--what"))
+            operation, database = operation_from(_words(what, "--what"))
+            subject = replace(subject_from(_words(who, "--who")), database=database)
         else:
             raise Fail("nothing to explain", "give --session ID, or --who or --pid, and --what", Code.USAGE)
     except PolicyError as error:
@@ -215,6 +217,17 @@ def _words(pairs: Sequence[str], option: str) -> dict[str, str]:
             raise Fail(f"{option} {pair!r}", f"write {option} key=value", Code.USAGE)
         words[key] = value
     return words
+
+
+def _untold(subject: Subject, operation: Operation) -> Subject:
+    """Of a living process nobody knows yet whom it will name to a database that asks for it."""
+    from policy.login import LOGIN_ENGINES
+    from policy.rules import LOGIN_KEYS
+
+    if operation.engine not in LOGIN_ENGINES:
+        return subject
+    unknown = {key for key in LOGIN_KEYS if getattr(subject, key) is None}
+    return replace(subject, unobtained=subject.unobtained | unknown)
 
 
 def _living(pid: int) -> Subject:
@@ -264,11 +277,13 @@ def _process_lines(subject: Subject) -> list[str]:
 
 def _recorded(settings: Settings, session: str, n: int) -> tuple[Subject, Operation, Exchange]:
     from agent.cli.asking import asking
+    from policy.login import recorded_login, with_login
 
     with asking(settings) as query:
         found = query.session(session)
         exchange = query.exchange(found, n)
-        return subject_of(found), operation_of(exchange), exchange
+        login = recorded_login(exchange.engine, exchange.request.head)
+        return with_login(subject_of(found), login), operation_of(exchange), exchange
 
 
 def subject_of(session: Session) -> Subject:

@@ -269,7 +269,9 @@ def system_relation(schema: str, name: str) -> Action:
 
 # Settings.
 
-PATH: Final = frozenset({"search_path", "role", "session_authorization"})
+ROLES: Final = frozenset({"role", "session_authorization"})
+"""Settings that take another role's rights: who logged in is not whose rights the database then goes by."""
+PATH: Final = ROLES | {"search_path"}
 """Settings that change what a name means."""
 READING: Final = frozenset({"standard_conforming_strings", "client_encoding"})
 """Settings that change how a text is read: only to the values that we read by."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from agent.engines.sql_catalog import Scope, collection_name
-from agent.engines.sql_functions import ORDERS, PATH, READING
+from agent.engines.sql_functions import ORDERS, PATH, READING, ROLES
 from agent.engines.sql_nodes import constant
 from agent.engines.sql_parse import names, walk
 from agent.engines.sql_scope import Facts
@@ -225,7 +225,8 @@ def _set(facts: Facts, node: Node) -> tuple[str, frozenset[Change]]:
         "TRANSACTION SNAPSHOT",
     ):
         facts.puzzle(f"SET {node.get('name', '')} is not known")
-    return "RESET" if kind == "VAR_RESET" else "SET", judge_setting(facts)
+    goes_back = kind in ("VAR_RESET", "VAR_SET_DEFAULT")
+    return "RESET" if kind == "VAR_RESET" else "SET", judge_setting(facts, goes_back=goes_back)
 
 
 def _setting_value(node: Node) -> str | None:
@@ -239,12 +240,12 @@ def _setting_value(node: Node) -> str | None:
     return text if text is None else str(text)
 
 
-def judge_setting(facts: Facts) -> frozenset[Change]:
-    """What `Facts.setting` does, by SET or by set_config."""
+def judge_setting(facts: Facts, *, goes_back: bool = False) -> frozenset[Change]:
+    """What `Facts.setting` does, by SET or by set_config; `goes_back`: to what the session began with."""
     if facts.setting is None:
         return frozenset()
     name, value = facts.setting
-    if name in ORDERS:
+    if name in ORDERS or (name in ROLES and not goes_back and (name, value) != ("role", "none")):
         facts.actions.add(Action.ADMIN)
     if name == "standard_conforming_strings" and (value or "").lower() not in ("on", "true", "1", "yes"):
         facts.puzzle("texts can be read with standard_conforming_strings = on alone")

@@ -16,6 +16,7 @@ from agent.evidence.frames import IntentFrame, OpaqueFrame, VerdictPart
 from agent.evidence.query import Query
 from agent.evidence.views import Session
 from policy.learn import Observations, Process
+from policy.login import CANCEL_METHOD, Login, recorded_login, with_login
 from policy.model import Action, Operation, Subject
 
 _ACTIONS = frozenset(map(str, Action))
@@ -42,6 +43,7 @@ def observe(
             subject = subject_of(session)
             known = (session, subject, _process(session))
             sessions.setdefault(session.evidence.stream, {})[session.session] = known
+    logged_in: dict[tuple[str, Login], Subject] = {}
     for stream, mine in sorted(sessions.items()):
         for batch in query.archive.scan(stream, _start(query, stream, wanted.since), bodies=False):
             for item in batch.frames:
@@ -58,6 +60,12 @@ def observe(
                     guard, engine = session.guard or "", session.engine or ""
                     seen.add_unread(guard, engine, subject, frame.protocol, frame.at, frame.session, process)
                     continue
+                if frame.op.method == CANCEL_METHOD:
+                    continue  # allowed by what allows its session
+                login = recorded_login(frame.op.engine, frame.head)
+                if login is not None and (frame.session, login) not in logged_in:
+                    logged_in[frame.session, login] = with_login(subject, login)
+                subject = subject if login is None else logged_in[frame.session, login]
                 operation = _operation(frame)
                 why = _against(frame.verdict, refused)
                 if why is None:

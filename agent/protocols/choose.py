@@ -20,7 +20,16 @@ from agent.protocols.opaque import OpaqueSession, Tally
 from agent.protocols.postgres import PostgresSession
 from agent.protocols.postgres_auth import Custody
 from agent.protocols.postgres_tap import PostgresTap
-from agent.protocols.session import Bounds, Judge, Output, ProtocolError, Secured, Session, TlsTerms
+from agent.protocols.session import (
+    Bounds,
+    Judge,
+    LoginJudge,
+    Output,
+    ProtocolError,
+    Secured,
+    Session,
+    TlsTerms,
+)
 from agent.protocols.sql import SqlEngine
 
 Mode = Literal["observe", "enforce"]
@@ -55,7 +64,7 @@ def open_session(
 
 def open_sql_session(
     engine: SqlEngine,
-    judge: Judge,
+    judge: LoginJudge,
     guard: str,
     mode: Mode,
     bounds: Bounds,

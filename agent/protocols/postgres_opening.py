@@ -28,8 +28,18 @@ from agent.protocols.postgres_messages import (
 )
 from agent.protocols.postgres_query_record import denied
 from agent.protocols.postgres_startup import Login, cancel_operation, read_login, startup_operation
-from agent.protocols.session import Bounds, Intent, Judge, Output, ProtocolError, Result, Secured, TlsTerms
+from agent.protocols.session import (
+    Bounds,
+    Intent,
+    LoginJudge,
+    Output,
+    ProtocolError,
+    Result,
+    Secured,
+    TlsTerms,
+)
 from agent.protocols.sql import SqlEngine
+from policy.login import ANY_LOGIN
 from policy.model import Operation, Verdict
 
 ALPN: Final = "postgresql"  # of direct TLS (54.2.9)
@@ -60,7 +70,7 @@ class Opening:
     def __init__(
         self,
         engine: SqlEngine,
-        judge: Judge,
+        judge: LoginJudge,
         guard: str,
         bounds: Bounds,
         custody: Custody,
@@ -153,6 +163,8 @@ class Opening:
             raise
         self._front.feed(self._prefix)
         self._prefix = b""
+        self._judge.begin(login.named)
+        operation = startup_operation(self._engine.name, self._guard, len(startup.raw), login.sets_role)
         if self._is_allowed(out, operation, startup.raw, login.head(self._custody.auth)):
             if self._custody.auth != "relay":
                 self._upstream = UpstreamAuth(self._custody, login.upstream.encode(), self._random)
@@ -165,6 +177,7 @@ class Opening:
         if self._prefix:
             raise ProtocolError("cancel-length", "something stands behind a cancel request")
         operation = cancel_operation(self._engine.name, self._guard, cancel)
+        self._judge.begin(ANY_LOGIN)
         if self._is_allowed(out, operation, cancel.raw[:12], {"process": str(cancel.pid)}, quiet=True):
             self._forward(out, cancel.raw, Phase.CANCELLING)
 

@@ -171,7 +171,10 @@ class Recorder:
         self.n = n_from - 1  # of the last exchange
         self._described = b""  # the body of the last exchange, and its SHA-256
         self._digested = EMPTY_SHA256
-        self._head: Mapping[str, str] = {"user": where.user, "database": where.database}
+        named = where.user if where.named is None else where.named
+        self._head: Mapping[str, str] = {"user": named, "database": where.database}
+        if named != where.user:
+            self._head = {**self._head, "upstream-user": where.user}
         name = where.parameters.get("application_name")
         if name:
             self.rename(name)

@@ -8,6 +8,7 @@ session, is refused; nothing is forwarded before the judge allowed it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,14 +24,18 @@ from agent.protocols.postgres_messages import (
 )
 from agent.protocols.session import ProtocolError
 from agent.protocols.sql import Where
+from policy.login import CANCEL_METHOD
+from policy.login import Login as Named
 from policy.model import Action, Operation
 
 MAX_MINOR: Final = 2  # protocol 3.2; what later ones change is not known here
 EXTENSION: Final = b"_pq_."  # of the protocol itself: what one would change is not known here either
 MAX_HEAD: Final = 256  # characters of one startup parameter in the record
 STARTUP: Final = "StartupMessage"
-CANCEL: Final = "CancelRequest"
+_SESSION: Final = frozenset({Action.SESSION})
 _RECORDED: Final = ("application_name", "options", "client_encoding")
+_ROLES: Final = frozenset(("role", "session_authorization"))
+_SETS_ROLE: Final = re.compile(r"(?<![.])(?:role|session_authorization)=")
 _NO: Final = frozenset((b"off", b"of", b"false", b"fals", b"fal", b"fa", b"f", b"no", b"n", b"0"))
 
 
@@ -49,13 +54,24 @@ class Login:
 
     @property
     def where(self) -> Where:
-        return Where(self.upstream, self.database, self.parameters)
+        return Where(self.upstream, self.database, self.parameters, self.user)
+
+    @property
+    def named(self) -> Named:
+        """What rules know of it."""
+        return Named(self.user, self.database)
+
+    @property
+    def sets_role(self) -> bool:
+        """It wants the rights of another role than the one that logs in (options: -c role=, --role=)."""
+        options = self.parameters.get("options", "").replace("\\", "").replace("-", "_").lower()
+        return not _ROLES.isdisjoint(self.parameters) or _SETS_ROLE.search(options) is not None
 
     def head(self, auth: str) -> dict[str, str]:
         """For the record; `auth`: how the client is known."""
         head = {"user": self.user, "database": self.database, "protocol": f"3.{self.minor}", "auth": auth}
         if self.upstream != self.user:
-            head["db-user"] = self.upstream
+            head["upstream-user"] = self.upstream
         for name in _RECORDED:
             if self.parameters.get(name):
                 head[name] = _printable(self.parameters[name][:MAX_HEAD])
@@ -105,19 +121,20 @@ def lower_version(login: Login, answer: bytes | None = None) -> bytes:
     return message(Back.NEGOTIATE_VERSION, latest + (count & 0xFFFFFFFF).to_bytes(4, "big") + names + refused)
 
 
-def startup_operation(engine: str, guard: str, size: int) -> Operation:
-    """To open a session is a session operation: a handshake, as with the other engines."""
-    return _operation(engine, guard, STARTUP, size)
+def startup_operation(engine: str, guard: str, size: int, sets_role: bool = False) -> Operation:
+    """To open a session is a session operation: a handshake, as with the other engines.
+
+    `sets_role`: as another role than the one that logs in, which is SET ROLE's.
+    """
+    return _operation(engine, guard, STARTUP, size, _SESSION | {Action.ADMIN} if sets_role else _SESSION)
 
 
 def cancel_operation(engine: str, guard: str, cancel: CancelRequest) -> Operation:
-    return _operation(engine, guard, CANCEL, len(cancel.raw))
+    return _operation(engine, guard, CANCEL_METHOD, len(cancel.raw), _SESSION)
 
 
-def _operation(engine: str, guard: str, method: str, size: int) -> Operation:
-    return Operation(
-        engine=engine, guard=guard, method=method, actions=frozenset({Action.SESSION}), bytes=size
-    )
+def _operation(engine: str, guard: str, method: str, size: int, actions: frozenset[Action]) -> Operation:
+    return Operation(engine=engine, guard=guard, method=method, actions=actions, bytes=size)
 
 
 def _check_replication(startup: StartupMessage) -> None:

@@ -27,8 +27,9 @@ from agent.protocols.postgres_messages import (
     server_limits,
 )
 from agent.protocols.postgres_watch import WatchingSide
-from agent.protocols.session import Bounds, Judge, Output, ProtocolError
+from agent.protocols.session import Bounds, LoginJudge, Output, ProtocolError
 from agent.protocols.sql import Conversation, SqlEngine, Where
+from policy.login import Login
 
 _TLS_HANDSHAKE = 0x16
 
@@ -45,7 +46,7 @@ class PostgresTap:
     """`Session` for one connection of a guard in observe."""
 
     def __init__(
-        self, engine: SqlEngine, judge: Judge, guard: str, bounds: Bounds | None = None, n_from: int = 1
+        self, engine: SqlEngine, judge: LoginJudge, guard: str, bounds: Bounds | None = None, n_from: int = 1
     ) -> None:
         self._engine = engine
         self._judge = judge
@@ -193,6 +194,7 @@ class PostgresTap:
         user = parameters.get("user", "")
         self._where = Where(user, parameters.get("database", "") or user, parameters)
         self._conversation = self._engine.converse(self._guard, self._where)
+        self._judge.begin(Login(user, self._where.database))
 
     def _read_server(self, out: Output, data: bytes) -> None:
         match self._phase:

@@ -19,6 +19,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from agent.protocols.budget import Budget
+from policy.login import Login
 from policy.model import Operation, Verdict
 
 Blob = bytes  # structs below have a field named "bytes"
@@ -46,6 +47,14 @@ class Judge(Protocol):
 
     def reads_body(self, operation: Operation) -> bool:
         """Whether any rule could need what only the body tells (False: it may be streamed)."""
+        ...
+
+
+class LoginJudge(Judge, Protocol):
+    """One that is told whom the client named when it began its session."""
+
+    def begin(self, login: Login) -> None:
+        """What is judged from now on is judged by it."""
         ...
 
 

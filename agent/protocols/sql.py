@@ -125,6 +125,7 @@ class Where:
     user: str
     database: str
     parameters: Mapping[str, str] = field(default_factory=dict)
+    named: str | None = None  # the user that the client named, where that is another
 
 
 class Conversation(Protocol):

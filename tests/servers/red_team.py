@@ -34,6 +34,7 @@ from policy.compile import Policy
 from policy.context import GuardContext, GuardInfo
 from policy.decide import decide
 from policy.document import load_policy
+from policy.login import Login
 from policy.model import Attribution, Operation, Subject, Verdict
 from tests import venvs
 
@@ -148,6 +149,9 @@ class _Judge:
 
     def reads_body(self, operation: Operation) -> bool:
         return True
+
+    def begin(self, login: Login) -> None:
+        pass  # no rule of theirs asks for it
 
 
 @dataclass(slots=True)

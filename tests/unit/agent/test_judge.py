@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agent.judge import Bindings, SessionJudge
+from policy.login import UNREAD, Login
 from policy.model import Action, Attribution, Operation, RecordMode, Subject, Verdict
 from tests.unit.policy.tables import policy
 
@@ -49,7 +50,7 @@ class Rules:
         self.stands = True
         self.binds = 0
 
-    def bind(self, subject: Subject, guard: str) -> Any:
+    def bind(self, subject: Subject, guard: str, login: Login | None) -> Any:
         self.binds += 1
         return self.bound
 
@@ -100,7 +101,7 @@ def test_an_exception_in_the_policy_denies_in_enforce_and_allows_in_observe(
 def test_an_exception_while_binding_is_one_in_the_policy() -> None:
     bugs: list[BaseException] = []
     rules = Rules(verdict())
-    rules.bind = lambda subject, guard: 1 / 0  # type: ignore[method-assign]
+    rules.bind = lambda subject, guard, login: 1 / 0  # type: ignore[method-assign]
     asked = judge(rules, bugs)
     assert asked(SEARCH).outcome == "deny"
     assert asked.reads_body(SEARCH), "what cannot be decided may need the body"
@@ -159,3 +160,21 @@ def test_rules_stay_bound_for_a_bounded_number_of_subjects(monkeypatch: pytest.M
     kept.bind(rules, three, "q")
     assert kept.bind(rules, one, "q") is first, "it was asked for later than the second"
     assert len(kept._kept) == 2
+
+
+def test_what_the_client_named_is_judged_from_then_on_and_bound_once_for_all_who_name_it() -> None:
+    kept, subject = Bindings(), replace(SUBJECT)
+    asking = policy("  - {id: a, what: {guard: pg, database: app}, allow: true}")
+    asked = Operation("pgvector", "pg", "SELECT", frozenset({Action.SESSION}))
+    rules = Rules(verdict())
+    rules.bind = lambda subject, guard, login: kept.bind(asking, subject, guard, login)  # type: ignore[method-assign]
+    made = SessionJudge(rules, subject, "pg", lambda: 0.0, print, UNREAD)
+    assert made(asked).outcome == "deny"
+    assert made.has_rights(), "what it will name may be allowed"
+    made.begin(Login("u", "app"))
+    assert (made(asked).outcome, made.has_rights()) == ("allow", True)
+    made.begin(Login("u", "other"))
+    assert (made(asked).outcome, made.has_rights()) == ("deny", False)
+    bound = kept.bind(asking, subject, "pg", Login("u", "app"))
+    assert kept.bind(asking, subject, "pg", Login("u", "app")) is bound
+    assert kept.bind(asking, subject, "q", Login("u", "app")) is kept.bind(asking, subject, "q")

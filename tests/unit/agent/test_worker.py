@@ -39,6 +39,7 @@ class Connection:
         self.enforcing = mode == "enforce"
         self.admitted = False
         self.tunnelled = False
+        self.judge: Any = None
         self.client_addr, self.server_addr = ("127.0.0.1", 5), ("127.0.0.1", 6333)
         self.accepted: int | None = 1
         self.ended: list[str] = []

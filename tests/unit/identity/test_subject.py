@@ -54,7 +54,7 @@ def build(
 
 def assert_explained(subject: Subject) -> None:
     """Every null field has a reason, only null fields have one, and what is not obtained is null."""
-    skip = {"attribution", "tls_subject", "null_reason", "unobtained"}
+    skip = {"attribution", "tls_subject", "db_user", "database", "null_reason", "unobtained"}
     nulls = {
         each.name for each in fields(subject) if each.name not in skip and getattr(subject, each.name) is None
     }

@@ -40,7 +40,7 @@ def who(text: str) -> Subject:
 
 def what(text: str) -> Operation:
     given = {"guard": "q", "engine": "qdrant", **words(text)}
-    return operation_from(given)
+    return operation_from(given)[0]
 
 
 def verdict(rules: str, caller: str, asked: str, now: float = NOW) -> Verdict:

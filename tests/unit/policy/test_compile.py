@@ -12,6 +12,7 @@ from msgspec import structs
 from policy.compile import Bound, Policy, decode_rules, encode_rules
 from policy.decide import decide, observed
 from policy.explain import explain
+from policy.login import CANCEL_METHOD, for_any_login
 from policy.match import Truth, compile_condition
 from policy.model import Action, Attribution, Operation, Subject, Verdict
 from policy.rules import Condition, LimitSpec, MaskSpec, Rule, Unless, What
@@ -29,6 +30,7 @@ CONDITIONS = st.one_of(
     st.just(Condition("exe", ("/a/*",))),
     st.just(Condition("login_session", (True,))),
     st.just(Condition("remote", ("10.0.0.0/8",))),
+    st.just(Condition("db_user", ("a", "b*"))),
 )
 WHOS = st.lists(CONDITIONS, max_size=2, unique_by=lambda condition: condition.key).map(tuple)
 WHATS = st.builds(
@@ -37,6 +39,7 @@ WHATS = st.builds(
     engine=st.sampled_from([None, None, ("qdrant",), ("other",)]),
     collection=st.sampled_from([None, ("c",), ("c*",), ("*",), ("*1", "d")]),
     action=st.sampled_from([None, ("search",), ("read", "search"), ("write",), ("unknown",)]),
+    database=st.sampled_from([None, None, ("a",), ("a*", "b")]),
 )
 UNLESS = st.one_of(st.none(), st.builds(Unless, WHOS, st.one_of(st.none(), WHATS)))
 LIMITS = st.lists(
@@ -99,7 +102,11 @@ SUBJECTS = st.builds(
     exe=st.sampled_from([None, "/a/x", "/a/x/y", "foreign:/a/x"]),
     login_session=st.booleans(),
     remote=st.sampled_from([None, None, "10.1.2.3", "::ffff:10.1.2.3", "11.1.2.3", "no address"]),
-    unobtained=st.frozensets(st.sampled_from(["user", "exe", "groups", "uid", "unit"]), max_size=2),
+    db_user=st.sampled_from([None, "a", "b1"]),
+    database=st.sampled_from([None, "a", "ab", "c"]),
+    unobtained=st.frozensets(
+        st.sampled_from(["user", "exe", "groups", "uid", "unit", "database", "db_user"]), max_size=3
+    ),
 )
 OPERATIONS = st.builds(
     Operation,
@@ -192,6 +199,18 @@ def test_what_is_allowed_without_knowing_is_allowed_whatever_it_turns_out_to_be(
         assert told.outcome == "allow"
         assert told.vectors or not guessed.vectors
         assert set(told.filters) <= set(guessed.filters)
+
+
+@QUICK
+@given(rules(), SUBJECTS, OPERATIONS)
+def test_a_cancel_is_allowed_where_some_login_is_and_what_names_none_is_judged_the_same(
+    some: list[Rule], who_: Subject, asked: Operation
+) -> None:
+    cancel = structs.replace(asked, method=CANCEL_METHOD)
+    if judged(some, who_, asked).outcome == "allow":
+        assert judged(some, who_, cancel).outcome == "allow"
+    plain = [rule for rule in some if rule == for_any_login(rule)]
+    assert judged(plain, who_, asked) == judged(plain, who_, cancel)
 
 
 @QUICK

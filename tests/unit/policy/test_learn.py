@@ -19,6 +19,7 @@ from policy.decide import decide
 from policy.document import Document, load_policy
 from policy.learn import Learnt, Observations, cover, learn
 from policy.learn_text import as_json, yaml_text
+from policy.login import Login, with_login
 from policy.model import ANY_COLLECTION, Action, Attribution, Operation, Subject
 from policy.rules import UNATTESTED
 
@@ -301,3 +302,23 @@ def test_who_asked_a_postgresql_may_open_a_session_though_observe_recorded_none(
 
 def replace_engine(operation: Operation, engine: str) -> Operation:
     return msgspec.structs.replace(operation, engine=engine)
+
+
+def test_a_database_that_clients_name_is_in_the_rule_and_its_case() -> None:
+    def at(database: str, *actions: Action, on: Iterable[str] = ()) -> tuple[Subject, Operation]:
+        operation = Operation("pgvector", "pg", "SELECT", frozenset(actions), frozenset(on))
+        return with_login(RAG, Login("rag", database)), operation
+
+    pairs = [at("app", A.SESSION), at("app", A.SEARCH, on=["docs"]), at("hr", A.SESSION)]
+    found = learn(seen(*pairs), {})
+    assert [rule["what"] for rule in rules(found)] == [
+        {"guard": "pg", "database": "app", "action": "session"},
+        {"guard": "pg", "database": "app", "collection": "docs", "action": "search"},
+        {"guard": "pg", "database": "hr", "action": "session"},
+    ]
+    context = GuardContext((GuardInfo("pg", "pgvector"),), 0.0)
+    document = loaded(found, context)
+    assert all(verdict(document, *pair) == "allow" for pair in pairs)
+    assert verdict(document, *at("hr", A.SEARCH, on=["docs"])) == "deny"
+    results = run_cases(Policy(document.rules), document.cases, {"pg": "pgvector"}, 0.0)
+    assert [result.passed for result in results] == [True] * 3

@@ -27,6 +27,7 @@ from agent.protocols.sql import (
     Rows,
     Where,
 )
+from policy.login import Login
 from policy.model import Action, Operation, Verdict
 
 ALLOW = Verdict("allow", "app", "10.yaml:1", "allowed", "hash")
@@ -210,6 +211,7 @@ class SpyJudge:
     most: int = 100
     denied: frozenset[str] = frozenset({"forbidden"})
     asked: list[Operation] = field(default_factory=list)
+    logins: list[Login] = field(default_factory=list)
 
     def __call__(self, operation: Operation) -> Verdict:
         self.asked.append(operation)
@@ -221,3 +223,6 @@ class SpyJudge:
 
     def reads_body(self, operation: Operation) -> bool:
         return True
+
+    def begin(self, login: Login) -> None:
+        self.logins.append(login)

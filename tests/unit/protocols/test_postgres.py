@@ -22,8 +22,9 @@ from agent.protocols.postgres_messages import (
 )
 from agent.protocols.scram import SaltedKeys, ScramClient, ScramServer, make_verifier
 from agent.protocols.session import Bounds, Intent, Output, ProtocolError, Result, Secured, TlsTerms
+from policy.login import ANY_LOGIN, CANCEL_METHOD, Login, recorded_login
 from policy.model import Action, Operation, Verdict
-from tests.unit.protocols.fake_sql import ALLOW, DENY, FakeSqlEngine
+from tests.unit.protocols.fake_sql import ALLOW, DENY, FakeSqlEngine, SpyJudge
 
 SSL = struct.pack(">II", 8, 80877103)
 GSS = struct.pack(">II", 8, 80877104)
@@ -52,6 +53,9 @@ def judge(verdict: Verdict) -> Any:
 
         def reads_body(self, operation: Operation) -> bool:
             return True
+
+        def begin(self, login: Login) -> None:
+            pass
 
     return _Judge()
 
@@ -108,6 +112,61 @@ def test_a_relayed_session_begins_the_same_wherever_it_is_cut(size: int) -> None
     _, client, records, _ = join(in_pieces(made.server_data, OK + SETTLED, size))
     assert client == OK + SETTLED
     assert [r.outcome for r in records] == ["answered"]
+
+
+@pytest.mark.parametrize(
+    ("custody", "asked", "login"),
+    [
+        ({}, {"user": "ada", "database": "vectors"}, Login("ada", "vectors")),
+        ({}, {"user": "ada"}, Login("ada", "ada")),
+        ({}, {"user": "ada", "database": ""}, Login("ada", "ada")),
+        ({"auth": "identity", "user": "held", "password": b"x"}, {"user": "ada"}, Login("ada", "ada")),
+    ],
+)
+def test_the_judge_is_told_whom_the_client_named_before_it_judges_the_session(
+    custody: dict[str, Any], asked: dict[str, str], login: Login
+) -> None:
+    held = Custody(**{"auth": "relay", "decoy": b"", **custody})
+    spy = SpyJudge()
+    made = PostgresSession(FakeSqlEngine(), spy, "pg", Bounds(), held, nonce)
+    out = made.client_data(startup(**asked))
+    assert (spy.logins, len(spy.asked)) == ([login], 1)
+    (intent,) = out.records
+    assert isinstance(intent, Intent)
+    assert recorded_login("pgvector", intent.head) == login
+    assert intent.head.get("upstream-user") == custody.get("user")
+
+
+def test_a_cancel_names_nobody() -> None:
+    spy = SpyJudge()
+    made = PostgresSession(FakeSqlEngine(), spy, "pg", Bounds(), Custody(auth="relay", decoy=b""), nonce)
+    made.client_data(CANCEL)
+    assert spy.logins == [ANY_LOGIN]
+    assert [operation.method for operation in spy.asked] == [CANCEL_METHOD]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "admin"),
+    [
+        ({"role": "owner"}, True),
+        ({"Role": "owner"}, True),
+        ({"session_authorization": "owner"}, True),
+        ({"options": "-c role=owner"}, True),
+        ({"options": "-crole=owner"}, True),
+        ({"options": "-c search_path=a --role=owner"}, True),
+        ({"options": "--session-authorization=owner"}, True),
+        ({"options": "-c \\r\\ole=owner"}, True),
+        ({"options": "-E -c ROLE=owner"}, True),
+        ({"options": "-c search_path=roles -c app.role=x", "application_name": "role=owner"}, False),
+    ],
+)
+def test_to_begin_with_the_rights_of_another_role_is_an_administrators(
+    parameters: dict[str, str], admin: bool
+) -> None:
+    spy = SpyJudge()
+    made = PostgresSession(FakeSqlEngine(), spy, "pg", Bounds(), Custody(auth="relay", decoy=b""), nonce)
+    made.client_data(startup(user="ada", **parameters))
+    assert [Action.ADMIN in operation.actions for operation in spy.asked] == [admin]
 
 
 def test_identity_alone_lets_a_client_in_and_scram_is_the_guards() -> None:

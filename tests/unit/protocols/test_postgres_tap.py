@@ -14,6 +14,7 @@ from agent.protocols.postgres_forms import write_query
 from agent.protocols.postgres_messages import message, ready_for_query, startup_message
 from agent.protocols.postgres_tap import PostgresTap
 from agent.protocols.session import Abort, Bounds, Intent, Opaque
+from policy.login import Login, recorded_login
 from tests.unit.protocols.fake_sql import FakeSqlEngine, SpyJudge
 from tests.wire.conversations import Played, Step, play
 
@@ -40,6 +41,24 @@ def test_a_password_passes_and_is_never_recorded() -> None:
     assert [type(record) for record in played.records] == [Intent]
     assert "hunter2" not in repr(played.records)
     assert played.of(Intent)[0].head["user"] == "alice"
+
+
+@pytest.mark.parametrize(
+    ("asked", "login"),
+    [
+        ({b"user": b"alice", b"database": b"shop"}, ("alice", "shop")),
+        ({b"user": b"alice"}, ("alice", "alice")),
+    ],
+)
+def test_observe_judges_by_what_the_client_named(asked: dict[bytes, bytes], login: tuple[str, str]) -> None:
+    spy = SpyJudge()
+    session = PostgresTap(FakeSqlEngine(), spy, "g")
+    played = play(
+        session,
+        [("client", startup_message(0, asked)), ("server", LET_IN), ("client", write_query(b"SELECT 1"))],
+    )
+    assert spy.logins == [Login(*login)]
+    assert recorded_login("pgvector", played.of(Intent)[0].head) == Login(*login)
 
 
 def test_tls_that_the_database_answers_is_relayed_unread() -> None:
