@@ -96,8 +96,10 @@ class QueryPhase(ExtendedSide):
         return out
 
     def server_eof(self) -> Output:
+        # An answer cut short must not look whole; after a FATAL its exchange has ended.
+        cut = bool(self._queue) and self._queue[0].exchange is not None
         out = self.abandon("the database closed the connection")
-        out.close = "both"
+        out.close = "reset" if cut else "both"
         return out
 
     def abandon(self, reason: str) -> Output:

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from agent.ca import create, issue
 from tests import venvs
@@ -51,7 +51,7 @@ class PostgresStage(Stage):
     `build`: which of the two; ``tls`` is unpacked into the stage's folder, and encrypts with `certificate`.
     """
 
-    def __enter__(self) -> PostgresStage:
+    def __enter__(self) -> Self:
         super().__enter__()
         return self
 

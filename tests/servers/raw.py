@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agent.evidence.archive import Archive
-from agent.evidence.frames import Frame, OpaqueFrame, SessionEndFrame, UnknownFrame
+from agent.evidence.frames import Frame, OpaqueFrame, SessionEndFrame, SessionFrame, UnknownFrame
 from tests.kernel.arena import PATIENCE
 from tests.servers.stage import Stage
 
@@ -106,8 +106,11 @@ def opaque_reasons(stage: Stage) -> dict[str, set[str]]:
 
 
 def endings(stage: Stage) -> Counter[str]:
-    """Why sessions of the evidence ended, and how many for each reason."""
-    return Counter(frame.summary["reason"] for frame in frames(stage) if isinstance(frame, SessionEndFrame))
+    """Why sessions of the evidence ended, and how many for each reason; "" for those that have not."""
+    found = list(frames(stage))
+    ended = Counter(frame.summary["reason"] for frame in found if isinstance(frame, SessionEndFrame))
+    begun = {frame.session for frame in found if isinstance(frame, SessionFrame)}
+    return ended + Counter({"": len(begun) - ended.total()})
 
 
 def frames(stage: Stage) -> Iterator[Frame | UnknownFrame]:

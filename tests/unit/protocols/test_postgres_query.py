@@ -35,6 +35,7 @@ from agent.protocols.postgres_forms import (
 )
 from agent.protocols.postgres_messages import (
     Framer,
+    error_response,
     message,
     parameter_status,
     ready_for_query,
@@ -468,6 +469,17 @@ def test_an_end_leaves_no_exchange_open() -> None:
     t.played.add(t.session.server_eof())
     assert [r.n for r in t.played.of(Abort)] == [1, 2]
     assert t.session.abandon("again").records == []
+
+
+def test_an_answer_that_the_database_leaves_is_cut_and_one_that_it_ends_is_not() -> None:
+    fatal = error_response("57P01", "terminating connection", severity="FATAL")
+    for said, close in ((b"", "reset"), (fatal, "both")):
+        t = talk()
+        t.played.add(t.session.client_data(query("SELECT 1") + query("SELECT 2")))
+        if said:
+            t.played.add(t.session.server_data(said))
+        assert t.session.server_eof().close == close
+    assert talk().session.server_eof().close == "both"
 
 
 def test_an_error_of_the_database_is_masked_and_recorded() -> None:
