@@ -55,18 +55,17 @@ class Relay:
         self.enforcing = guard.mode == "enforce"
         self.bytes_in = self.bytes_out = 0
         self.tally = Tally()
-        self.admitted = self.tunnelled = False  # tunnelled: a rule of the policy lets it pass unread
+        self.admitted = self.tunnelled = False  # tunnelled: a rule lets it pass unread
         self._client: asyncio.Transport | None = client
         self._server: asyncio.Transport | None = None
         self._session: Session | None = None
         self._early = self._early_server = b""  # before the session stood; reading pauses after the first
-        self._eof_early = False
         self._queue: deque[_Waiting] = deque()
         self._mode: RecordMode = "strict"
         self._timer: asyncio.TimerHandle | None = None
         self._protocol: str | None = None
         self._unread: tuple[tuple[str, int, bytes], ...] | None = None
-        self._opened = self._draining = False
+        self._opened = self._draining = self._paces = self._eof_early = False
         self._closing: str | None = None
         self._client_full = self._server_full = self._behind = self._securing = self._waits = False
         self.tls: tuple[Secured, ...] = ()  # the sides that speak TLS
@@ -98,6 +97,7 @@ class Relay:
             self.admitted = True
             await self._dial()
             self._session = self.host.open_protocol(self)
+            self._paces = hasattr(self._session, "waits")  # PostgreSQL's: the client may have to wait
             if self._client is None:
                 self._end("client-gone")
                 return
@@ -174,8 +174,8 @@ class Relay:
             return
         try:
             self._apply(method(*arguments))
-            if self._waits != (waits := getattr(self._session, "waits", False)):
-                self._waits = waits  # a session of PostgreSQL's: the client has to wait for an answer
+            if self._paces and self._waits != (waits := getattr(self._session, "waits", False)):
+                self._waits = waits
                 self._regulate()
         except ProtocolError as error:
             self.host.count(f"protocol_{error.side}_{error.reason}")

@@ -35,6 +35,8 @@ _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}
 _BASE64: Final = re.compile(rb'"([A-Za-z0-9+/]{8,}={0,2})"')
 _BASE64_COLUMN: Final = re.compile(rb' ?\[(?:(?:"[A-Za-z0-9+/]*={0,2}"|null)(?:, ?)?)+\]')
 _COLUMN_KEY: Final = b'"embeddings":'  # its quotes are bare, so it stands outside any string
+_SCORE_KEYS: Final = (b'"distances":', b'"scores":')
+_SCORE_COLUMN: Final = re.compile(rb"\[[0-9eE+\-., \[\]nul]*+")
 _EVERYTHING: Final = frozenset({ANY_COLLECTION})
 _TENANT, _DATABASE, _COLLECTION = 3, 5, 7  # places of path segments
 _BY_ID: Final = 8
@@ -253,7 +255,18 @@ class ChromaEngine:
         return Response(status, (("content-type", "application/json"),), body)
 
     def digest(self, body: bytes) -> tuple[bytes, int]:
-        """As `StrictReader.digest`, and embeddings that a client wrote as base64 of 32-bit floats."""
+        """As `StrictReader.digest`, and embeddings that a client wrote as base64 of 32-bit floats.
+
+        An answer's column of distances or scores is no vector, however many there are.
+        """
+        start, end = _score_column(body)
+        if start == end:
+            return self._digest(body)
+        before, count = self._digest(body[:start])
+        after, more = self._digest(body[end:])
+        return before + body[start:end] + after, count + more
+
+    def _digest(self, body: bytes) -> tuple[bytes, int]:
         done, count = self._reader.digest(body)
         pieces: list[bytes] = []
         found = rest = 0
@@ -267,6 +280,16 @@ class ChromaEngine:
                 rest = start
             at = done.find(_COLUMN_KEY, start)
         return (b"".join((*pieces, done[rest:])), count + found) if found else (done, count)
+
+
+def _score_column(body: bytes) -> tuple[int, int]:
+    """Where an answer's scores stand; (0, 0): it is no answer, or has none. Both ends lie outside strings."""
+    if body.startswith(b'{"ids":'):
+        for key in _SCORE_KEYS:  # searched from the end: the server writes vectors before scores
+            at = body.rfind(key)
+            if at >= 0 and (found := _SCORE_COLUMN.match(body, at + len(key))):
+                return found.span()
+    return 0, 0
 
 
 def _shorten(text: re.Match[bytes]) -> bytes:

@@ -26,6 +26,7 @@ _ROWS: Final = frozenset({"query", "search", "get"})
 _COLUMNS: Final = ("documents", "uris")
 _SCORES: Final = ("distances", "scores")
 _READ: Final = (*_COLUMNS, *_SCORES, "ids", "metadatas")  # every column but the vectors
+_VECTORS: Final = b'"embeddings"'
 _HOLDS_ROWS: Final = frozenset({*_COLUMNS, *_SCORES, "metadatas", "embeddings"})
 
 
@@ -136,9 +137,13 @@ def _mask_other(veil: Veil, response: Response) -> Answer:
 
 def _may_hold_vectors(body: bytes) -> bool:
     """False: the one key that vectors stand under is null wherever it is, in whatever spelling."""
-    return body.count(b'"embeddings"') != body.count(b'"embeddings":null') or (
-        b"\\" in body and b"\\u" in body
-    )
+    at = body.find(_VECTORS)
+    while at >= 0:
+        at += len(_VECTORS)
+        if not body.startswith(b":null", at):
+            return True
+        at = body.find(_VECTORS, at)
+    return b"\\" in body and b"\\u" in body
 
 
 def _open_columns(tree: dict[str, Any], nested: bool) -> None:

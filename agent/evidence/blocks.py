@@ -32,7 +32,7 @@ from agent.evidence.frames import (
 
 MAGIC = b"VWB1"
 HEADER = struct.Struct(">4sBBHIIIIQ32s")
-"""magic, kind, codec, zero, stored, head_stored, head_raw, count, first, chain: 64 bytes, big-endian."""
+"""magic, kind, codec, parts, stored, head_stored, head_raw, count, first, chain: 64 bytes, big-endian."""
 _COVERED = struct.Struct(">4sBBHIIIIQ")
 _PLACE = struct.Struct(">QI")
 COVERED = 32  # header bytes that the block digest covers: everything before the chain value
@@ -45,6 +45,8 @@ CODEC_ZSTD = 1
 MAX_STORED = 256 * 1024 * 1024  # payload of one block: a 64 MiB body and what shares its loop turn
 MAX_HEAD = 96 * 1024 * 1024  # msgpack part of one block, before compression
 MAX_COUNT = 65_536  # frames in one block
+MAX_PARTS = 65_535  # of a block: what its header can say
+LENGTH = 4  # bytes of an entry in the table of parts
 GENESIS_CONTEXT = b"vecward stream 1\0"
 
 
@@ -70,10 +72,14 @@ _checkpoint_decoder = msgspec.msgpack.Decoder(Checkpoint)
 
 @dataclass(frozen=True, slots=True)
 class BlockHeader:
-    """The 64 bytes before a payload. Payload = head (msgpack, maybe compressed) + parts (raw bodies)."""
+    """The 64 bytes before a payload. Payload = head (msgpack, maybe compressed) + table + parts (raw bodies).
+
+    The table holds the length of each part, so that each can be hashed without reading the head.
+    """
 
     kind: int
     codec: int
+    parts: int  # how many
     stored: int  # bytes of the payload
     head_stored: int  # of these, the head
     head_raw: int  # bytes of the head decompressed
@@ -84,6 +90,11 @@ class BlockHeader:
     @property
     def last(self) -> int:
         return self.first + self.count - 1
+
+    @property
+    def described(self) -> int:
+        """Bytes of the payload before its first part."""
+        return self.head_stored + LENGTH * self.parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +110,21 @@ class Block:
     def end(self) -> int:
         return self.offset + HEADER.size + self.header.stored
 
+    def lengths(self) -> tuple[int, ...]:
+        """Of its parts. Raises FormatError where they are not the bytes that follow the table."""
+        header = self.header
+        found: tuple[int, ...] = struct.unpack_from(f">{header.parts}I", self.payload, header.head_stored)
+        if header.described + sum(found) != header.stored:
+            raise FormatError(self.offset, "the parts are longer or shorter than their table says")
+        return found
+
     def digest(self) -> bytes:
-        state = hashlib.sha256(self.raw)
-        state.update(self.payload)
-        return state.digest()
+        parts, at = [], self.header.described
+        view = memoryview(self.payload)
+        for length in self.lengths():
+            parts.append(hashlib.sha256(view[at : at + length]).digest())
+            at += length
+        return digest_of(self.raw, view[: self.header.described], parts)
 
 
 def genesis(stream: str) -> bytes:
@@ -115,37 +137,46 @@ def chain(previous: bytes, first: int, count: int, digest: bytes) -> bytes:
     return hashlib.sha256(previous + _PLACE.pack(first, count) + digest).digest()
 
 
+def digest_of(covered: bytes, described: bytes | memoryview, parts: Sequence[bytes]) -> bytes:
+    """A block's digest: over what the header says, head and table, and the SHA-256 of each part.
+
+    Over the parts' own digests, because most of them are known: a body was hashed for its frame already.
+    """
+    return hashlib.sha256(b"".join((covered, described, *parts))).digest()
+
+
 def covered_header(
-    kind: int, codec: int, stored: int, head_stored: int, head_raw: int, count: int, first: int
+    kind: int, codec: int, parts: int, stored: int, head_stored: int, head_raw: int, count: int, first: int
 ) -> bytes:
-    return _COVERED.pack(MAGIC, kind, codec, 0, stored, head_stored, head_raw, count, first)
+    return _COVERED.pack(MAGIC, kind, codec, parts, stored, head_stored, head_raw, count, first)
 
 
 def parse_header(data: bytes, offset: int) -> BlockHeader:
     """Raises FormatError where a field is impossible; nothing is read or allocated by its lengths before."""
-    magic, kind, codec, zero, stored, head_stored, head_raw, count, first, value = HEADER.unpack(data)
+    magic, kind, codec, parts, stored, head_stored, head_raw, count, first, value = HEADER.unpack(data)
     if magic != MAGIC:
         raise FormatError(offset, f"no block here (magic {magic!r})")
-    if kind not in (KIND_DATA, KIND_CONTROL) or codec not in (CODEC_NONE, CODEC_ZSTD) or zero:
-        raise FormatError(offset, f"unknown block kind {kind}, codec {codec} or flags {zero}")
+    if kind not in (KIND_DATA, KIND_CONTROL) or codec not in (CODEC_NONE, CODEC_ZSTD):
+        raise FormatError(offset, f"unknown block kind {kind} or codec {codec}")
+    if head_stored + LENGTH * parts > stored or (parts == 0 and head_stored != stored):
+        raise FormatError(offset, "the head and the table of parts do not fill the payload, or are longer")
     if stored > MAX_STORED or head_stored > stored or head_raw > MAX_HEAD or not 0 < count <= MAX_COUNT:
         raise FormatError(offset, "a length or count is out of bounds")
     if codec == CODEC_NONE and head_raw != head_stored:
         raise FormatError(offset, "lengths of an uncompressed head differ")
-    if kind == KIND_CONTROL and (codec != CODEC_NONE or head_stored != stored):
+    if kind == KIND_CONTROL and (codec != CODEC_NONE or parts):
         raise FormatError(offset, "a control block is compressed or has parts")
     if not 0 < first <= 2**63:
         raise FormatError(offset, "a sequence number is out of bounds")
-    return BlockHeader(kind, codec, stored, head_stored, head_raw, count, first, value)
+    return BlockHeader(kind, codec, parts, stored, head_stored, head_raw, count, first, value)
 
 
 def encode_control(frames: Sequence[Frame], first: int, previous: bytes) -> tuple[bytes, bytes, bytes]:
     """One control block. Returns (bytes to write, its digest, the chain value after it)."""
     payload = _encoder.encode(list(frames))
-    covered = covered_header(
-        KIND_CONTROL, CODEC_NONE, len(payload), len(payload), len(payload), len(frames), first
-    )
-    digest = hashlib.sha256(covered + payload).digest()
+    size = len(payload)
+    covered = covered_header(KIND_CONTROL, CODEC_NONE, 0, size, size, size, len(frames), first)
+    digest = digest_of(covered, payload, ())
     value = chain(previous, first, len(frames), digest)
     return covered + value + payload, digest, value
 
@@ -173,7 +204,7 @@ def decode_frames(block: Block, *, bodies: bool = True) -> list[AnyFrame]:
     if len(frames) != header.count:
         raise FormatError(block.offset, f"{len(frames)} frames where the header says {header.count}")
     if bodies:
-        parts = memoryview(block.payload)[header.head_stored :]
+        parts = memoryview(block.payload)[header.described :]
         for frame in frames:
             if isinstance(frame, IntentFrame | ChunkFrame | ResultFrame) and frame.part is not None:
                 start, length = frame.part
@@ -239,7 +270,9 @@ def read_blocks(file: BinaryIO, offset: int = 0) -> Iterator[Block]:
             raise FormatError(
                 offset, f"payload is cut short ({len(payload)} of {header.stored} bytes)", torn=True
             )
-        yield Block(offset, header, data[:COVERED], payload)
+        block = Block(offset, header, data[:COVERED], payload)
+        block.lengths()
+        yield block
         offset += HEADER.size + header.stored
 
 

@@ -156,3 +156,16 @@ def body_bytes(records: Sequence[Record]) -> int:
         if body is not None:
             size += len(body)
     return size
+
+
+def known_digest(record: Record) -> tuple[bytes, bytes] | None:
+    """A body that is long enough to be a part, and its SHA-256, where the session told it."""
+    if isinstance(record, Chunk):
+        body, digest = record.data, record.sha256
+    elif isinstance(record, Intent):
+        body, digest = record.body, record.sha256 if record.whole else b""
+    elif isinstance(record, Result):
+        body, digest = record.body, record.released_sha256 if record.whole else b""
+    else:
+        return None
+    return (body, digest) if body is not None and len(body) >= PART_BYTES and digest else None

@@ -1,22 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """One loop turn's frames as one block: one msgpack, one compression, one hash, one list for writev.
 
-The hot path of recording. Bodies that are large go by reference from the session to writev; the only passes
-over them are the digest's and the kernel's copy.
+The hot path of recording. Bodies that are large go by reference from the session to writev. Where the session
+hashed one already, that digest stands for it: the only pass over it here is the kernel's copy.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 
 import msgspec
 import zstandard
 
-from agent.evidence.blocks import CODEC_NONE, CODEC_ZSTD, HEADER, KIND_DATA, chain, covered_header
+from agent.evidence.blocks import (
+    CODEC_NONE,
+    CODEC_ZSTD,
+    HEADER,
+    KIND_DATA,
+    LENGTH,
+    chain,
+    covered_header,
+    digest_of,
+)
 from agent.evidence.frames import Frame, SessionEndFrame, SessionFrame
-from agent.evidence.framing import PART_BYTES, restore_part, take_part
+from agent.evidence.framing import PART_BYTES, known_digest, restore_part, take_part
 from agent.evidence.segment import MAX_VECTORS
 from agent.protocols.session import Record
 from policy.model import RecordMode
@@ -25,6 +35,7 @@ COMPRESS_IDLE = 256  # bytes of head: below, zstd gains nothing
 COMPRESS_BUSY = 4096  # under load: a turn that several exchanges share is well above
 MAX_GROUP_BYTES = 8 * 1024 * 1024  # bodies in one block, unless a single put is larger
 MAX_GROUP_FRAMES = 4096
+NONE_KNOWN: Mapping[int, bytes] = {}
 
 _encoder = msgspec.msgpack.Encoder()
 _compressor = zstandard.ZstdCompressor(level=1, write_checksum=False, write_content_size=True)
@@ -57,6 +68,8 @@ class Group:
     frames: list[Frame] = field(default_factory=list)
     puts: list[Put] = field(default_factory=list)
     size: int = 0  # bytes of bodies
+    digests: dict[int, bytes] = field(default_factory=dict)
+    """SHA-256 of large bodies by identity, where it is known; the frames hold the bodies."""
 
     def is_full(self, frames: int, size: int) -> bool:
         """Whether a put of this many frames and body bytes belongs into the next block."""
@@ -68,6 +81,12 @@ class Group:
             or self.size // PART_BYTES + size // PART_BYTES + 2 > MAX_VECTORS
         )
 
+    def note_digests(self, records: Sequence[Record]) -> None:
+        """Remember what is known of bodies, which live as long as their put."""
+        for record in records:
+            if (known := known_digest(record)) is not None:
+                self.digests[id(known[0])] = known[1]
+
     def own_frames(self) -> list[SessionFrame | SessionEndFrame]:
         return [frame for frame in self.frames if isinstance(frame, SessionFrame | SessionEndFrame)]
 
@@ -78,7 +97,7 @@ class Group:
             yield from (Group([frame]) for frame in self.frames[index : put.start])
             index = put.start + len(put.records)
             moved = Put(put.session, put.records, put.mode, put.release, 0)
-            yield Group(self.frames[put.start : index], [moved])
+            yield Group(self.frames[put.start : index], [moved], digests=self.digests)
         yield from (Group([frame]) for frame in self.frames[index:])
 
 
@@ -86,9 +105,11 @@ class Group:
 class Packed:
     """A block but for its place in the stream."""
 
-    head: bytes
+    described: bytes  # head, and the table of parts
     parts: list[bytes]
+    digests: list[bytes]  # of each part
     codec: int
+    head_stored: int
     head_raw: int
     count: int
     stored: int
@@ -101,33 +122,39 @@ class Packed:
     def place(self, first: int, previous: bytes) -> tuple[list[bytes], bytes, bytes]:
         """Give it its seq and chain. Returns (buffers for writev, its digest, the chain value after it)."""
         covered = covered_header(
-            KIND_DATA, self.codec, self.stored, len(self.head), self.head_raw, self.count, first
+            KIND_DATA,
+            self.codec,
+            len(self.parts),
+            self.stored,
+            self.head_stored,
+            self.head_raw,
+            self.count,
+            first,
         )
-        state = hashlib.sha256(covered)
-        state.update(self.head)
-        for part in self.parts:
-            state.update(part)
-        digest = state.digest()
+        digest = digest_of(covered, self.described, self.digests)
         value = chain(previous, first, self.count, digest)
-        return [covered + value + self.head, *self.parts], digest, value
+        return [covered + value + self.described, *self.parts], digest, value
 
 
-def pack(frames: list[Frame], compress_above: int = COMPRESS_IDLE) -> Packed:
-    """Encode and compress. Raises what msgspec raises for a value without an encoding (a lone surrogate,
-    an integer beyond 64 bits, a foreign type in a card); the frames are then as they were."""
+def pack(
+    frames: list[Frame], compress_above: int = COMPRESS_IDLE, known: Mapping[int, bytes] = NONE_KNOWN
+) -> Packed:
+    """Encode and compress. `known`: SHA-256 of bodies by identity. Raises what msgspec raises for a value
+    without an encoding (a lone surrogate, an integer beyond 64 bits, a foreign type in a card); the frames
+    are then as they were."""
     parts: list[bytes] = []
-    taken: list[tuple[Frame, bytes]] = []
+    taken: list[Frame] = []
     offset = 0
     for frame in frames:
         body = take_part(frame, offset)
         if body is not None:
             parts.append(body)
-            taken.append((frame, body))
+            taken.append(frame)
             offset += len(body)
     try:
         raw = _encoder.encode(frames)
     except Exception:
-        for frame, body in taken:
+        for frame, body in zip(taken, parts, strict=True):
             restore_part(frame, body)
         raise
     head, codec = raw, CODEC_NONE
@@ -135,4 +162,9 @@ def pack(frames: list[Frame], compress_above: int = COMPRESS_IDLE) -> Packed:
         smaller = _compressor.compress(raw)
         if len(smaller) < len(raw):
             head, codec = smaller, CODEC_ZSTD
-    return Packed(head, parts, codec, len(raw), len(frames), len(head) + offset)
+    described, digests = head, []
+    if parts:
+        described += struct.pack(f">{len(parts)}I", *map(len, parts))
+        digests = [known.get(id(part)) or sha256(part).digest() for part in parts]
+    stored = len(head) + LENGTH * len(parts) + offset
+    return Packed(described, parts, digests, codec, len(head), len(raw), len(frames), stored)

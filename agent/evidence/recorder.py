@@ -24,9 +24,9 @@ from agent.evidence.frames import (
     SessionEndFrame,
     SessionFrame,
 )
-from agent.evidence.framing import body_bytes, cut_body, frame_of
+from agent.evidence.framing import PART_BYTES, body_bytes, cut_body, frame_of
 from agent.evidence.losses import Losses
-from agent.evidence.pack import Group, Put
+from agent.evidence.pack import NONE_KNOWN, Group, Put
 from agent.evidence.plain import plain_card, plain_frame
 from agent.evidence.segment import SegmentFile
 from agent.evidence.stream import StreamWriter
@@ -157,6 +157,8 @@ class Recorder:
             at, frames = self._wall(), group.frames
             group.puts.append(Put(session, records, mode, release, len(frames)))
             group.size += size
+            if size >= PART_BYTES:
+                group.note_digests(records)
             for record in records:
                 frame = frame_of(record, session, at, now)
                 if self.pressure == "meta":
@@ -287,15 +289,15 @@ class Recorder:
         for release, ok in refused:
             release(ok)
 
-    def _write(self, frames: list[Frame]) -> bool:
-        if not self._writer.write_data(frames):
+    def _write(self, frames: list[Frame], known: Mapping[int, bytes] = NONE_KNOWN) -> bool:
+        if not self._writer.write_data(frames, known):
             return False
         self._recorded += len(frames)
         return True
 
     def _flush_group(self, group: Group, released: list[tuple[Release, bool]]) -> None:
         try:
-            ok = self._write(group.frames)
+            ok = self._write(group.frames, group.digests)
         except (UnicodeEncodeError, OverflowError, TypeError, ValueError, RecursionError):
             self._flush_apart(group, released)
             return

@@ -183,19 +183,26 @@ def read_block(file: BinaryIO, offset: int, limit: int) -> Block | None:
         raise Damage("zeros", torn=not any(rest))
     if len(data) < HEADER.size:
         raise Damage("a block header is cut short", torn=data[:4] == MAGIC[: len(data)])
-    magic, kind, codec, zero, stored, head, raw, count, first, value = HEADER.unpack(data)
+    magic, kind, codec, parts, stored, head, raw, count, first, value = HEADER.unpack(data)
     if magic != MAGIC:
         raise Damage("no block begins here", torn=False)
-    bad = kind not in (1, 2) or codec not in (0, 1) or zero or head > stored or (codec == 0 and head != raw)
+    described = head + 4 * parts
+    bad = kind not in (1, 2) or codec not in (0, 1) or (codec == 0 and head != raw)
+    bad = bad or described > stored or (parts == 0 and described != stored)
     if bad or stored > MAX_STORED or not 0 < count <= MAX_COUNT or not 0 < first <= 2**63:
         raise Damage("a block header is impossible", torn=False)
-    if kind == CONTROL and (codec or head != stored):
+    if kind == CONTROL and (codec or parts):
         raise Damage("a control block is compressed or has parts", torn=False)
     payload = file.read(min(stored, limit - offset - HEADER.size))
     if len(payload) < stored:
         raise Damage(f"a block is cut short ({len(payload)} of {stored} bytes)", torn=True)
-    state = hashlib.sha256(data[:32])
-    state.update(payload)
+    lengths = struct.unpack_from(f">{parts}I", payload, head)
+    if described + sum(lengths) != stored:
+        raise Damage("the parts of a block are longer or shorter than its table says", torn=False)
+    state, at = hashlib.sha256(data[:32] + payload[:described]), described
+    for length in lengths:
+        state.update(hashlib.sha256(memoryview(payload)[at : at + length]).digest())
+        at += length
     end = offset + HEADER.size + stored
     return Block(offset, kind, count, first, value, state.digest(), payload, end)
 

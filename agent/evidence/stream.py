@@ -8,12 +8,12 @@ returns whether it stands, and the caller decides what that means.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from agent.evidence.blocks import encode_control, genesis
 from agent.evidence.frames import Frame, RecoveredFrame, SegmentFrame
-from agent.evidence.pack import COMPRESS_BUSY, COMPRESS_IDLE, pack
+from agent.evidence.pack import COMPRESS_BUSY, COMPRESS_IDLE, NONE_KNOWN, pack
 from agent.evidence.segment import SEGMENT_AGE, SEGMENT_BYTES, SegmentFile, ShortWrite
 
 Written = Callable[[int, int, bytes, int], None]
@@ -72,10 +72,10 @@ class StreamWriter:
         self._written, self._begun, self._need_spare = written, begun, need_spare
         self._segment_bytes, self._segment_age = segment_bytes, segment_age
 
-    def write_data(self, frames: list[Frame]) -> bool:
-        """One block of session frames. Raises what `pack` raises, before anything is written."""
+    def write_data(self, frames: list[Frame], known: Mapping[int, bytes] = NONE_KNOWN) -> bool:
+        """One block of session frames; `known` and what it raises, before anything is written, as `pack`."""
         now = self._up()
-        block = pack(frames, COMPRESS_BUSY if now - self._last < BUSY else COMPRESS_IDLE)
+        block = pack(frames, COMPRESS_BUSY if now - self._last < BUSY else COMPRESS_IDLE, known)
         for _attempt in range(2):  # a segment that tears is left, and the block goes to the spare
             total = block.total
             if not self._ready(total):

@@ -24,6 +24,9 @@ from policy.model import ANY_COLLECTION, Action, Operation, RecordLevel, Verdict
 EMPTY_SHA256 = sha256().digest()
 UNREAD_ROUTE = Route(method="unreadable", known=False)
 NOWHERE = Target("", (), (), "")
+HASHED = 16 * 1024
+"""Bytes of an answer up to which it is hashed as it came also where another is released. What no client got
+proves nothing to anyone, and hashing it costs as much as all else of a long answer without its vectors."""
 
 
 class Exchange:
@@ -103,8 +106,10 @@ class Recorder:
         if body is None:
             digest, size = b"", exchange.length or 0
         else:
-            digest, size = sha256(body).digest() if body else EMPTY_SHA256, len(body)
-        out.records.append(Intent(exchange.n, operation, verdict, head, recorded, digest, size, cut))
+            digest, size = _sha256(body), len(body)
+        out.records.append(
+            Intent(exchange.n, operation, verdict, head, recorded, digest, size, cut, recorded is body)
+        )
 
     def refused(self, out: Output, exchange: Exchange, response: Response, reason: str, failed: bool) -> None:
         """Record an answer of our own making."""
@@ -154,20 +159,18 @@ class Recorder:
     ) -> None:
         """Record a whole answer. `answer` is the masked one, None when `body` is released as it came.
 
-        `digest`: SHA-256 of `body` where it is known already.
+        `digest`: SHA-256 of `body` where it is known already. A long body that nobody gets is not hashed.
         """
         verdict = exchange.verdict
         level: RecordLevel = "hashes" if verdict is None else verdict.level
-        if digest is None:
-            digest = sha256(body).digest() if body else EMPTY_SHA256
         seen: Answer | None = answer
-        released, released_digest = body, digest
-        plain: bytes | None = body
-        if answer is not None:
-            released = plain = answer.body
-            if released is not body:
-                released_digest = sha256(released).digest()
-        else:
+        released = body if answer is None else answer.body
+        changed = released is not body
+        if digest is None:
+            digest = b"" if changed and len(body) > HASHED else _sha256(body)
+        released_digest = _sha256(released) if changed else digest
+        plain: bytes | None = released
+        if answer is None:
             if head.encoding is not None:
                 plain = self._try_decode(body, head.encoding, bound)
             seen = self._watch(exchange, head, plain)
@@ -190,6 +193,7 @@ class Recorder:
                 rows=seen.rows if seen is not None else 0,
                 vectors_cut=cut,
                 masks=seen.masks if seen is not None else (),
+                whole=recorded is released,
             )
         )
 
@@ -240,6 +244,10 @@ class Recorder:
             return decode_body(body, encoding, bound)
         except ProtocolError:
             return None
+
+
+def _sha256(body: bytes) -> bytes:
+    return sha256(body).digest() if body else EMPTY_SHA256
 
 
 def denied(verdict: Verdict, message: str) -> Verdict:

@@ -69,6 +69,7 @@ class Intent(msgspec.Struct):
     sha256: Digest  # of the body as the client sent it (b"" when streamed)
     bytes: int
     vectors_cut: int = 0  # vectors replaced by dimension and digest in `body`
+    whole: bool = False  # `body` is as the client sent it: `sha256` is of it
 
 
 class Chunk(msgspec.Struct):
@@ -98,7 +99,7 @@ class Result(msgspec.Struct):
     status: int | None
     head: Mapping[str, str]
     body: Blob | None
-    sha256: Digest  # of the whole body as the server sent it
+    sha256: Digest  # of the whole body as the server sent it; b"" where a long one was changed
     bytes: int
     released_sha256: Digest  # of the whole body as the client gets it
     released_bytes: int
@@ -107,6 +108,7 @@ class Result(msgspec.Struct):
     vectors_cut: int = 0
     masks: tuple[Masked, ...] = ()
     reason: str | None = None  # for refused and failed
+    whole: bool = False  # `body` is as the client gets it: `released_sha256` is of it
 
 
 class Abort(msgspec.Struct):

@@ -13,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.bench.course import cpu
+from tests.bench.course import cpu, touch_memory
 from tests.bench.peers import found
 from tests.bench.report import FULL, machine, spread, table, write_section
 from tests.kernel.arena import PATIENCE
@@ -99,6 +99,8 @@ def search(script: Path) -> None:
 
 
 def test_a_search_beside_pgbouncer() -> None:
+    if FULL:
+        touch_memory()
     with PostgresStage() as stage:
         stage.start_postgres()
         try:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import io
+import struct
 
 import msgspec
 import pytest
@@ -37,7 +39,7 @@ from agent.evidence.frames import (
 )
 from agent.evidence.framing import frame_of
 from agent.evidence.pack import pack
-from agent.evidence.standalone import unpack
+from agent.evidence.standalone import Damage, read_block, unpack
 from policy.model import Action, Limit, Mask, NearMiss, Operation, Verdict
 from tests.unit.evidence.host import intent, result
 
@@ -49,7 +51,7 @@ def block_of(frames: list[Frame]) -> bytes:
 
 def raw_block(head: bytes, *, codec: int = 0, raw: int | None = None, count: int = 1) -> bytes:
     raw = len(head) if raw is None else raw
-    return covered_header(1, codec, len(head), len(head), raw, count, 1) + bytes(32) + head
+    return covered_header(1, codec, 0, len(head), len(head), raw, count, 1) + bytes(32) + head
 
 
 def test_no_field_of_an_operation_or_a_verdict_is_left_out_of_the_record() -> None:
@@ -169,3 +171,41 @@ def test_the_standalone_reader_refuses_garbage_with_one_kind_of_error(data: byte
 def test_every_frame_type_has_its_own_tag() -> None:
     tags = [kind.__struct_config__.tag for kind in KNOWN]
     assert len(set(tags)) == len(tags)
+
+
+def test_a_digest_that_the_session_told_is_the_one_a_reader_computes() -> None:
+    body, other = b"b" * 20_000, b"c" * 30_000
+    frames = [frame_of(record, "s", 1, 2) for record in (intent(1, body), result(1, other))]
+    known = {id(body): hashlib.sha256(body).digest()}
+    buffers, digest, _value = pack(frames, known=known).place(1, genesis("a" * 16))
+    (block,) = read_blocks(io.BytesIO(b"".join(buffers)))
+    assert block.lengths() == (20_000, 30_000)
+    assert block.digest() == digest
+
+
+def test_a_wrong_digest_of_a_body_does_not_stand() -> None:
+    body = b"b" * 20_000
+    frames = [frame_of(intent(1, body), "s", 1, 2)]
+    buffers, digest, _value = pack(frames, known={id(body): bytes(32)}).place(1, genesis("a" * 16))
+    (block,) = read_blocks(io.BytesIO(b"".join(buffers)))
+    assert block.digest() != digest
+
+
+@pytest.mark.parametrize("lengths", [(19_999,), (20_001,), (2**32 - 1,), (20_000, 0), (10_000, 10_000), ()])
+def test_parts_that_their_table_does_not_fill_are_no_block(lengths: tuple[int, ...]) -> None:
+    head = msgspec.msgpack.encode([{"t": "novel"}])
+    payload = head + struct.pack(f">{len(lengths)}I", *lengths) + b"b" * 20_000
+    covered = covered_header(1, 0, len(lengths), len(head) + 20_004, len(head), len(head), 1, 1)
+    data = covered + bytes(32) + payload[: len(head) + 20_004]
+    with pytest.raises(FormatError):
+        list(read_blocks(io.BytesIO(data)))
+    with pytest.raises(Damage):
+        read_block(io.BytesIO(data), 0, len(data))
+
+
+def test_the_same_bytes_in_other_parts_are_another_digest() -> None:
+    digests = []
+    for lengths in ((20_000, 30_000), (30_000, 20_000)):
+        frames = [frame_of(intent(n, b"b" * length), "s", 1, 2) for n, length in enumerate(lengths)]
+        digests.append(pack(frames).place(1, genesis("a" * 16))[1])
+    assert digests[0] != digests[1]

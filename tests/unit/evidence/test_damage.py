@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -34,7 +33,7 @@ from agent.evidence.verify import verify
 from tests.unit.evidence.host import Host
 
 HEADER_REGIONS = {
-    "magic": 0, "kind": 4, "codec": 5, "zero": 6, "stored": 8, "head_stored": 12, "head_raw": 16,
+    "magic": 0, "kind": 4, "codec": 5, "parts": 6, "stored": 8, "head_stored": 12, "head_raw": 16,
     "count": 20, "first": 24, "chain": 32, "payload": 64,
 }  # fmt: skip
 
@@ -230,10 +229,11 @@ def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
             previous = frame.prev  # type: ignore[union-attr]
         payload = change(payload)
         covered = covered_header(
-            header.kind, header.codec, header.stored, header.head_stored, header.head_raw, header.count,
-            header.first,
+            header.kind, header.codec, header.parts, header.stored, header.head_stored, header.head_raw,
+            header.count, header.first,
         )  # fmt: skip
-        value = chain(previous, header.first, header.count, hashlib.sha256(covered + payload).digest())
+        changed = Block(block.offset, header, covered, payload)
+        value = chain(previous, header.first, header.count, changed.digest())
         out += covered + value + payload
         previous = value
     path.write_bytes(out)
@@ -334,7 +334,7 @@ def test_a_body_that_imitates_blocks_cannot_make_a_torn_tail_look_like_tampering
     whole, blocks = path.read_bytes(), blocks_of(path)
     fake = whole[blocks[1].offset : blocks[1].end]
     first = blocks[-1].header.last + 1
-    header = covered_header(1, 0, 100_000, 10, 10, 1, first) + bytes(32)
+    header = covered_header(1, 0, 1, 100_000, 10, 10, 1, first) + bytes(32)
     path.write_bytes(whole + header + b"0123456789" + fake * 20)
     assert kinds(copy) == {"torn"}
 

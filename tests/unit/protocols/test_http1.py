@@ -7,9 +7,11 @@ import gzip
 from dataclasses import replace
 from hashlib import sha256
 
+import pytest
+
 from agent.protocols.http1 import Http1Session
 from agent.protocols.session import Abort, Bounds, Chunk, Intent, Output, Result
-from policy.model import Hit, Limit, Mask, Verdict
+from policy.model import Hit, Limit, Mask, RecordLevel, Verdict
 from tests.unit.protocols.fake_engine import ALLOW, FakeEngine, FakeJudge
 
 MASKED = replace(ALLOW, masks=(Mask("r", field="payload.ssn"),))
@@ -144,6 +146,29 @@ def test_a_mask_is_applied_to_a_compressed_answer_and_to_an_error() -> None:
     session.client_data(search())
     got = session.server_data(answer(b'{"error":"secret"}', status=b"500 Oops"))
     assert b"secret" not in client(got)
+
+
+@pytest.mark.parametrize(("size", "hashed"), [(16 * 1024, True), (16 * 1024 + 1, False)])
+def test_a_long_answer_that_no_client_gets_is_not_hashed(size: int, hashed: bool) -> None:
+    session = opened(MASKED)
+    session.client_data(search())
+    body = b'{"a":"secret%s"}' % (b" " * (size - 14))
+    got = result(session.server_data(answer(body)))
+    assert got.sha256 == (sha256(body).digest() if hashed else b"")
+    assert got.bytes == size
+    assert b"secret" not in (got.body or b"")
+    assert got.released_sha256 == sha256(got.body or b"").digest()
+
+
+@pytest.mark.parametrize("level", ["masked", "full"])
+def test_a_record_says_that_a_body_is_whole_only_where_its_hash_is_of_it(level: RecordLevel) -> None:
+    for verdict in (replace(ALLOW, level=level), replace(MASKED, level=level)):
+        session = opened(verdict)
+        asked = intent(session.client_data(search(b'{"v":[VECTOR]}')))
+        got = result(session.server_data(answer(b'{"v":[VECTOR],"a":"secret"}')))
+        assert asked.whole == (asked.sha256 == sha256(asked.body or b"").digest())
+        assert got.whole == (got.released_sha256 == sha256(got.body or b"").digest())
+        assert asked.whole == (level == "full")
 
 
 def test_an_answer_that_the_engine_cannot_mask_is_replaced() -> None:
