@@ -55,6 +55,8 @@ _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-
 _FIELDS = re.compile(rf"(?:{_NAME}:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n")
 _FIELD = re.compile(r"([^:]+):[ \t]*([^\r]*)\r\n")
 _LENGTH = re.compile(r"\r\n(?i:content-length):[ \t]*(0|[1-9][0-9]{0,14})[ \t]*(?=\r\n)")
+_DIGITS = 15  # of a length, as in _LENGTH
+_ZERO = 0x30
 _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 
 
@@ -152,34 +154,46 @@ class HeadParser(Generic[H]):
     checked and taken apart once is the same head as long as every other byte is the same.
     """
 
-    __slots__ = ("_bounds", "_head", "_key", "_parse", "_side")
+    __slots__ = ("_after", "_before", "_bounds", "_head", "_parse", "_side")
 
     def __init__(self, parse: Callable[[str, Bounds], H], bounds: Bounds, side: Side) -> None:
         self._parse: Callable[[str, Bounds], H] = parse
         self._bounds = bounds
         self._side: Side = side
-        self._key = ""
         self._head: H | None = None
+        self._before = self._after = b""  # that head up to the digits of its length, and from there on
 
     def parse(self, data: bytes) -> tuple[H, int | None]:
         """A whole head, its empty line included: what it says, and its content-length if it has one."""
+        head, before, after = self._head, self._before, self._after
+        if head is not None:
+            if not before:
+                if data == after:
+                    return head, None
+            elif data.startswith(before) and data.endswith(after):
+                digits = data[len(before) : len(data) - len(after)]
+                if digits.isdigit() and len(digits) <= _DIGITS and (digits[0] != _ZERO or len(digits) == 1):
+                    return head, int(digits)
+        return self._parse_anew(data)
+
+    def _parse_anew(self, data: bytes) -> tuple[H, int | None]:
         # Every CR must be in a CRLF and every LF too; counting is the cheapest exact proof of it.
         ends = data.count(b"\r\n")
         if data.count(b"\n") != ends or data.count(b"\r") != ends:
             raise ProtocolError("bare-line-end", "a bare CR or LF in the head", self._side)
         text = data.decode("latin-1")
         found = _LENGTH.search(text)
-        length: int | None = None
-        if found is not None:
-            length = int(found.group(1))
-            text = text[: found.start()] + text[found.end() :]
-        head = self._head
-        if head is None or text != self._key:
-            head = self._parse(text, self._bounds)
-            self._head, self._key = head, text
-        if length is not None and head.chunked:
+        self._head = None
+        if found is None:
+            self._head = head = self._parse(text, self._bounds)
+            self._before, self._after = b"", data
+            return head, None
+        head = self._parse(text[: found.start()] + text[found.end() :], self._bounds)
+        if head.chunked:
             raise ProtocolError("length-and-chunked", "content-length beside transfer-encoding", self._side)
-        return head, length
+        self._head = head
+        self._before, self._after = data[: found.start(1)], data[found.end(1) :]
+        return head, int(found.group(1))
 
 
 def request_heads(bounds: Bounds) -> HeadParser[RequestHead]:
