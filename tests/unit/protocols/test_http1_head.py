@@ -12,8 +12,9 @@ from agent.protocols.session import Bounds, ProtocolError
 
 KNOWN = b"POST /a HTTP/1.1\r\nHost: db\r\nContent-Length: 7300\r\nAccept: */*\r\n\r\n"
 LENGTHS = [
-    b"0", b"7", b"7300", b"007", b"00", b"", b" 7", b"7 ", b"+7", b"-7", b"7,7", b"0x7", b"7\r\nX: y", b"\xb2",
-    b"9" * 15, b"9" * 16, b"7\n", b"7\r", b"7\r\nContent-Length: 8", b"7\r\nTransfer-Encoding: chunked", b"7\x00",
+    b"0", b"7", b"7300", b"007", b"00", b"", b" 7", b"7 ", b"+7", b"-7", b"7,7", b"0x7", b"7\r\nX: y",
+    b"\xb2", b"9" * 15, b"9" * 16, b"7\n", b"7\r", b"7\r\nContent-Length: 8",
+    b"7\r\nTransfer-Encoding: chunked", b"7\x00",
 ]  # fmt: skip
 
 
