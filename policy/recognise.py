@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -25,6 +25,7 @@ MAX_TEXT = 8 * 1024 * 1024
 """Characters of one text that are searched (some 50 ms); a longer one is redacted whole."""
 MAX_AT_ONCE = 16 * 1024
 """Bytes of a document that is searched before its texts are."""
+NOTHING: Mapping[str, int] = {}
 MAX_DEPTH = 64
 """Nesting of a value that is walked; what lies deeper is redacted whole."""
 
@@ -225,12 +226,14 @@ class Recogniser:
         """True: bytes of any framing, texts in them as they are, hold no character that a finding needs."""
         return self._lacks_all(data)
 
-    def redact(self, text: str, how: MaskAs, key: bytes) -> tuple[str, dict[str, int]]:
+    def redact(self, text: str, how: MaskAs, key: bytes) -> tuple[str, Mapping[str, int]]:
         """The text with each finding replaced, and how many of each kind there were.
 
         redact: ``[email]``; partial: ``***last4``; hmac: ``[email hmac:...]``, equal for equal data
         however it is spaced; drop and null cannot be done to a part of a text, they redact.
         """
+        if self._needs_at and "@" not in text:
+            return text, NOTHING
         if len(text) > MAX_TEXT:
             return REDACTED, {"oversize": 1}
         try:
@@ -238,12 +241,12 @@ class Recogniser:
         except UnicodeError:  # lone surrogates: no text that we could search
             return REDACTED, {"unreadable": 1}
         if self._lacks_all(data):
-            return text, {}
+            return text, NOTHING
         if len(self._each) > 1 and self._any.search(data) is None:
-            return text, {}
+            return text, NOTHING
         spans = self._spans(data)
         if not spans:
-            return text, {}
+            return text, NOTHING
         pieces: list[str] = []
         counts: dict[str, int] = {}
         end = 0
@@ -256,7 +259,7 @@ class Recogniser:
 
     def redact_value(
         self, value: object, how: MaskAs, key: bytes, depth: int = 0
-    ) -> tuple[object, dict[str, int]]:
+    ) -> tuple[object, Mapping[str, int]]:
         """A JSON value with every text in it redacted: keys, and numbers that read as data, too."""
         if depth > MAX_DEPTH:
             return REDACTED, {"too_deep": 1}
@@ -264,12 +267,12 @@ class Recogniser:
             case str():
                 return self.redact(value, how, key)
             case bool() | None:
-                return value, {}
+                return value, NOTHING
             case int() | float():
                 if isinstance(value, float) and not (math.isfinite(value) and value.is_integer()):
-                    return value, {}
+                    return value, NOTHING
                 masked, counts = self.redact(str(int(value)), how, key)
-                return (masked, counts) if counts else (value, {})
+                return (masked, counts) if counts else (value, NOTHING)
             case list() | tuple():
                 items: list[object] = []
                 found: dict[str, int] = {}
@@ -285,14 +288,16 @@ class Recogniser:
 
     def _redact_object(
         self, value: dict[object, object], how: MaskAs, key: bytes, depth: int
-    ) -> tuple[object, dict[str, int]]:
+    ) -> tuple[object, Mapping[str, int]]:
         masked: dict[str, object] = {}
         found: dict[str, int] = {}
         for name, inner in value.items():
             shown, counts = self.redact(str(name), how, key)
-            _add(found, counts)
+            if counts:
+                _add(found, counts)
             masked[shown], counts = self.redact_value(inner, how, key, depth + 1)
-            _add(found, counts)
+            if counts:
+                _add(found, counts)
         return masked, found
 
     def _lacks_all(self, data: bytes) -> bool:
@@ -328,7 +333,7 @@ class Recogniser:
         return joined
 
 
-def _add(found: dict[str, int], counts: dict[str, int]) -> None:
+def _add(found: dict[str, int], counts: Mapping[str, int]) -> None:
     for name, count in counts.items():
         found[name] = found.get(name, 0) + count
 

@@ -9,7 +9,7 @@ becomes NULL, and counts as masked.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -137,7 +137,7 @@ class Texts:
             finds |= self._take(found.redact(text, how, self._key)[1], how)
         return finds
 
-    def _take(self, counts: dict[str, int], how: MaskAs) -> bool:
+    def _take(self, counts: Mapping[str, int], how: MaskAs) -> bool:
         for kind, count in counts.items():
             self._counts[f"pii:{kind}", how] += count
         return bool(counts)

@@ -50,10 +50,11 @@ def write_answer(tree: Any) -> bytes:
         raise Refusal("unproven-answer", "the database's answer cannot be written again") from error
 
 
-def cut_answer(raw: bytes) -> tuple[list[bytes], list[bytes]]:
-    """Long innermost arrays without any quote or brace, and the n + 1 pieces around them."""
+def cut_answer(raw: bytes) -> tuple[list[bytes], list[memoryview]]:
+    """Long innermost arrays without any quote or brace, not copied, and the n + 1 pieces around them."""
     pieces: list[bytes] = []
-    cuts: list[bytes] = []
+    cuts: list[memoryview] = []
+    view = memoryview(raw)
     done = 0
     at = raw.find(b"[")
     while at >= 0:
@@ -69,7 +70,7 @@ def cut_answer(raw: bytes) -> tuple[list[bytes], list[bytes]]:
                 and raw.find(b"}", start, end) < 0
             ):
                 pieces.append(raw[done:start])
-                cuts.append(raw[start : end + 1])
+                cuts.append(view[start : end + 1])
                 done = end + 1
         at = raw.find(b"[", end)
     pieces.append(raw[done:])
@@ -79,7 +80,7 @@ def cut_answer(raw: bytes) -> tuple[list[bytes], list[bytes]]:
 class _Restorer:
     """Hands out the cut arrays in the order the decoder meets their places."""
 
-    def __init__(self, cuts: list[bytes]) -> None:
+    def __init__(self, cuts: list[memoryview]) -> None:
         self.cuts = cuts
         self.next = 0
 
