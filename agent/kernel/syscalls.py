@@ -108,16 +108,19 @@ class Elements:
         self._value = ctypes.create_string_buffer(value_size)
         self._sizes = key_size, value_size
         self._attr = ctypes.create_string_buffer(_element(descriptor, self._key, self._value), _ATTR_SIZE)
+        self._key_alone = ctypes.create_string_buffer(_element(descriptor, self._key, None), _ATTR_SIZE)
         self._call = ctypes.CDLL(None, use_errno=True)["syscall"]
         self._call.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_ulong)
         self._call.restype = ctypes.c_long
         self._at = ctypes.addressof(self._attr)
+        self._at_key = ctypes.addressof(self._key_alone)  # a deletion that names a value is refused
 
     def _run(self, command: int, key: bytes) -> bool:
         if len(key) != self._sizes[0]:
             raise ValueError(f"a key of {len(key)} bytes; the map's have {self._sizes[0]}")
         self._key.raw = key
-        if self._call(_BPF, command, self._at, _ATTR_SIZE) >= 0:
+        at = self._at_key if command == _DELETE else self._at
+        if self._call(_BPF, command, at, _ATTR_SIZE) >= 0:
             return True
         number = ctypes.get_errno()
         if number == errno.ENOENT:
