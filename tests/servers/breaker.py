@@ -32,7 +32,7 @@ When = Literal["never", "accept", "tls-asked", "tls-hello", "startup", "auth", "
 class Plan:
     """`when`: what ends it. ``mark``: `mark` was sent and then `sent` bytes more, or `received` came back.
 
-    `piece`: at most so many bytes at once from the database, with `pause` seconds between.
+    `piece`: from `mark` on at most so many bytes at once from the database, with `pause` seconds between.
     """
 
     when: When = "never"
@@ -190,10 +190,10 @@ class _Connection:
             raise _Cut
 
     def _answer(self, database: socket.socket) -> bool:
-        data = database.recv(self.plan.piece)
+        data = database.recv(self.plan.piece if self.marked else 1 << 16)
         if not data:
             raise EOFError
-        if self.plan.pause:
+        if self.marked and self.plan.pause:
             time.sleep(self.plan.pause)
         self.peer.sendall(data)
         self.received += len(data) if self.marked else 0

@@ -6,6 +6,7 @@ Runs inside of a stage's arena (`Arena.run`). `PHASES` maps names to functions t
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from collections.abc import Callable
@@ -74,6 +75,12 @@ class Wire:
             self.key = raw[HEADER:]
         return raw[0], raw[HEADER:]
 
+    def readable(self, seconds: float) -> bool:
+        return bool(self.held) or bool(select.select([self.sock], [], [], seconds)[0])
+
+    def writable(self, seconds: float) -> bool:
+        return bool(select.select([], [self.sock], [], seconds)[1])
+
     def until(self, *kinds: int) -> list[tuple[int, bytes]]:
         found = [self.take()]
         while found[-1][0] not in kinds:
@@ -120,7 +127,7 @@ def errors(found: list[tuple[int, bytes]]) -> list[str]:
     ]
 
 
-def run(name: str, text: str, *values: bytes) -> bytes:
+def execution(name: str, text: str, *values: bytes) -> bytes:
     """Parse, Bind and Execute of a named statement, without a Sync."""
     return b"".join(
         (
@@ -202,7 +209,7 @@ def in_copy_in(wire: Wire) -> None:
 def in_pipeline(wire: Wire) -> None:
     """Statements were run, others wait, and there is no Sync yet."""
     wire.login()
-    one = run("", f"SELECT title {MARK} FROM documents WHERE id = $1", b"7")
+    one = execution("", f"SELECT title {MARK} FROM documents WHERE id = $1", b"7")
     wire.send(one * 20, message(Front.FLUSH))
     wire.until(Back.COMMAND_COMPLETE)
     wire.send(one)

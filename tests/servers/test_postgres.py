@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import signal
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +16,6 @@ from agent.evidence.blocks import read_frames
 from tests.servers.postgres import ALLOW_ALL, OBJECTS, OWNER, SECRET, PostgresStage
 from tests.servers.postgres_clients import scenarios, verifiers
 from tests.servers.postgres_scenarios_names import NAMES
-
-IDLE = 60
 
 
 @pytest.fixture(scope="module")
@@ -90,32 +87,6 @@ def test_the_password_stands_in_no_evidence_log_or_process(guarded: PostgresStag
     assert b"recorded in words" in frames
     assert SECRET.encode() not in frames
     assert said.encode() not in frames
-
-
-HOLD = """
-import signal, socket, sys
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-def until_ready(sock):
-    found = b""
-    while not found.endswith(b"Z\\0\\0\\0\\5I"):
-        more = sock.recv(65536)
-        assert more, found
-        found += more
-    return found
-socks = []
-for _ in range(int(sys.argv[1])):
-    socks.append(socket.create_connection(("127.0.0.1", 5432), 90))
-    socks[-1].sendall(bytes.fromhex(sys.argv[2]))
-for sock in socks:
-    until_ready(sock)
-print("ready", flush=True)
-signal.sigwait({signal.SIGUSR1})
-for sock in socks:
-    sock.sendall(b"Q\\0\\0\\0\\x0dSELECT 1\\0")
-for sock in socks:
-    assert b"SELECT 1" in until_ready(sock)
-print("answered", flush=True)
-"""
 
 
 def startup(**parameters: str) -> bytes:
@@ -214,34 +185,6 @@ def test_the_database_may_go_in_any_phase(guarded: PostgresStage) -> None:
     done = guarded.program("psql", "-X", "-c", text, password=None, check=False)
     assert done.returncode == 2
     assert guarded.psql("SELECT 1", password=None) == "1\n"
-
-
-def test_many_idle_connections_stay_usable_and_small(guarded: PostgresStage) -> None:
-    def memory() -> int:
-        proxies = guarded.children()["proxy"]
-        return sum(
-            int(line.split()[1])
-            for pid in proxies
-            for line in Path(f"/proc/{pid}/status").read_text().splitlines()
-            if line.startswith("VmRSS")
-        )
-
-    script = guarded.folder / "idle.py"
-    script.write_text(HOLD)
-    script.chmod(0o644)
-    before = memory()
-    process = guarded.start_client(script, str(IDLE), startup(user=OWNER).hex(), user="nobody")
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n", process.communicate()
-        after = memory()
-        process.send_signal(signal.SIGUSR1)
-        assert process.stdout.readline() == b"answered\n", process.communicate()
-    finally:
-        process.kill()
-        process.communicate()
-    print(f"memory of the proxies: {before} KiB, with {IDLE} idle connections {after} KiB")
-    assert after - before < IDLE * 512  # KiB: half a megabyte each is far more than they take
 
 
 # -- who the client is ---------------------------------------------------------------------------------------

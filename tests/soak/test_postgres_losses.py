@@ -8,22 +8,21 @@ did and what became of what was under way, and the next client is served as if n
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 
-from agent.evidence.frames import AbortFrame, IntentFrame, ResultFrame
+from agent.protocols.postgres_forms import write_query
+from agent.protocols.postgres_messages import Back, Front, message
 from tests.conftest import FULL
 from tests.kernel.arena import say
-from tests.servers.breaker import BEHIND, Breaker, Plan
-from tests.servers.postgres import OBJECTS, OWNER, PORT, SECRET, PostgresStage
-from tests.servers.postgres_wire import MARK, PHASES, Wire
-from tests.servers.raw import endings, frames, wait_until
+from tests.servers.breaker import Plan
+from tests.servers.postgres_line import Line, guarding, line
+from tests.servers.postgres_wire import MARK, PHASES, Wire, errors, execution
+from tests.servers.raw import endings, wait_until
 
 How = Literal["fin", "reset"]
 HOWS: tuple[How, How] = ("fin", "reset")
@@ -35,76 +34,29 @@ def cases(phases: Iterable[str]) -> list[tuple[str, How]]:
     return [(one, HOWS[(at + k) % 2]) for at, one in enumerate(named) for k in range(2 if FULL else 1)]
 
 
-class Line(PostgresStage):
-    """A stage with a breaker between Vecward and the database."""
-
-    breaker: Breaker
-
-
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Line]:
-    with Line() as made:
-        made.port = BEHIND
-        made.start_postgres()
-        made.program("psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", stdin=OBJECTS)
-        made.port = PORT
-        made.breaker = Breaker(made)
-        try:
-            yield made
-        finally:
-            made.stop()
-            made.breaker.stop()
-            made.stop_database()
+    with line() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def guarded(stage: Line) -> Iterator[Line]:
-    with vecward(stage, tls=stage.certificate):
+    with guarding(stage, tls=stage.certificate):
         yield stage
-
-
-@contextlib.contextmanager
-def vecward(stage: Line, **guard: Any) -> Iterator[None]:
-    """Left, the workers have closed what they opened, and of the evidence nothing is open or amiss."""
-    stage.stop()
-    if guard.get("auth") != "relay":
-        guard["credential"] = {"user": OWNER, "password": stage.hold("pg", SECRET)}
-    stage.vecward(**guard)
-    before = sockets(stage)
-    try:
-        yield
-        wait_until(lambda: sockets(stage) <= before, what="the workers close what they opened")
-    finally:
-        stage.stop()
-    stage.cli("verify", str(stage.folder / "evidence"))
-    found = list(frames(stage))
-    begun = {(one.session, one.n) for one in found if isinstance(one, IntentFrame)}
-    ended = [(one.session, one.n) for one in found if isinstance(one, ResultFrame | AbortFrame)]
-    assert begun == set(ended)
-    assert len(ended) == len(begun)
-
-
-def sockets(stage: Line) -> int:
-    count = 0
-    for pid in stage.children()["proxy"]:
-        for link in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                count += os.readlink(link).startswith("socket:")
-    return count
 
 
 @contextlib.contextmanager
 def expecting(stage: Line, *reasons: str) -> Iterator[None]:
     """One session more has ended in the evidence, for one of these reasons, and a next one is served."""
+    wait_until(lambda: not endings(stage)[""], what="the end of sessions before")
     before = endings(stage)
-    assert not before[""]
     yield
     wait_until(lambda: (now := endings(stage)).total() > before.total() and not now[""], what="its end")
     [reason] = endings(stage) - before
     assert reason in reasons
     stage.breaker.plan(Plan())
     assert stage.arena.run(_answers, user="nobody")
-    wait_until(lambda: not endings(stage)[""], what="the end of the next session")
 
 
 def _answers() -> bool:
@@ -164,13 +116,13 @@ def lose(stage: Line, phase: str, plan: Plan) -> str:
 def test_either_may_go_while_the_other_is_asked_for_a_password_or_in_the_databases_tls(
     stage: Line, how: How
 ) -> None:
-    with vecward(stage, auth="relay"):
+    with guarding(stage, auth="relay"):
         before = endings(stage)
         leave(stage, "asked-for-password", how)
         lose(stage, "asked-for-password", Plan("told", how))
     gone = {"closed": 2} if how == "fin" else {"client-gone": 1, "database-gone": 1}
     assert endings(stage) - before == gone
-    with vecward(stage, tls={"server": "require"}):
+    with guarding(stage, tls={"server": "require"}):
         before = endings(stage)
         lose(stage, "idle", Plan("tls-asked", how))
         lose(stage, "idle", Plan("tls-hello", how))
@@ -216,3 +168,81 @@ def test_the_database_may_go_in_any_phase(guarded: Line, phase: str, how: How) -
     with expecting(guarded, *reasons):
         said = lose(guarded, phase, replace(CUTS[phase], how=how))
     assert said == "reset" or phase not in ANSWERING
+
+
+# -- cancel and timeouts -----------------------------------------------------------------------------------
+
+
+def long_rows(wire: Wire) -> None:
+    wire.login()
+    wire.send(write_query(b"SELECT n, repeat('x', 400) FROM generate_series(1, 500000) AS n"))
+    wire.until(Back.DATA_ROW)
+
+
+def sleeping(wire: Wire) -> None:
+    wire.login()
+    wire.ask("BEGIN")
+    wire.send(write_query(b"SELECT pg_sleep(300)"))
+
+
+def sleeping_in_pipeline(wire: Wire) -> None:
+    wire.login()
+    texts = ("SELECT 1", "SELECT pg_sleep(300)", "SELECT 2")
+    wire.send(*(execution("", text) for text in texts), message(Front.SYNC))
+
+
+CANCELLED = {
+    "rows": long_rows,
+    "transaction": sleeping,
+    "pipeline": sleeping_in_pipeline,
+    "copy in": PHASES["in-copy-in"],
+}
+
+
+@pytest.mark.parametrize("phase", CANCELLED)
+def test_a_cancel_ends_the_statement_and_the_session_goes_on(guarded: Line, phase: str) -> None:
+    guarded.breaker.plan(Plan())
+
+    def run() -> tuple[list[str], list[str]]:
+        with Wire() as wire:
+            CANCELLED[phase](wire)
+            found: list[tuple[int, bytes]] = []
+            while not errors(found):  # until it took: the statement may not have begun
+                wire.cancel()
+                found += wire.until(Back.READY_FOR_QUERY) if wire.readable(1.0) else []
+            return errors(found), errors(wire.ask("ROLLBACK") + wire.ask("SELECT 1"))
+
+    assert guarded.arena.run(run, user="nobody") == (["57014"], [])
+
+
+def test_a_cancel_of_what_has_ended_or_of_anothers_statement_does_nothing(guarded: Line) -> None:
+    def run() -> list[str]:
+        with Wire() as one, Wire() as other:
+            one.login().ask("SELECT 1")
+            one.cancel()  # it is idle
+            found = one.ask("SELECT pg_sleep(0.1)")
+            other.login()
+            one.send(write_query(b"SELECT pg_sleep(1)"))
+            one.cancel(one.key[:4] + other.key[4:])  # the process of one with the secret of the other
+            other.cancel()
+            return errors(found + one.until(Back.READY_FOR_QUERY) + other.ask("SELECT 1"))
+
+    assert guarded.arena.run(run, user="nobody") == []
+
+
+def test_timeouts_of_the_database_reach_the_client_as_they_are(guarded: Line) -> None:
+    def run() -> list[str]:
+        with Wire() as wire:
+            wire.login().ask("SET statement_timeout = 100")
+            found = wire.ask("SELECT pg_sleep(300)")
+            found += wire.ask("COPY (SELECT pg_sleep(0.05) FROM generate_series(1, 5000)) TO STDOUT")
+            wire.send(execution("", "SELECT pg_sleep(300)"), execution("", "SELECT 1"), message(Front.SYNC))
+            found += wire.until(Back.READY_FOR_QUERY)
+            wire.ask("SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 100")
+            wire.ask("BEGIN")
+            found.append(wire.take())
+            assert wire.ending() == "eof"
+            return errors(found)
+
+    with expecting(guarded, "closed"):
+        assert guarded.arena.run(run, user="nobody") == ["57014", "57014", "57014", "25P03"]
