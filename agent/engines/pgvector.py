@@ -150,6 +150,10 @@ class PgvectorConversation:
             return self._dirty
         return "check" if self._may_ask() and self._is_due() else None
 
+    def doubt_names(self) -> bool:
+        self._dirty = self._dirty or "check"
+        return self._want() is not None
+
     def _is_due(self) -> bool:
         """Inside of a transaction an answer is this connection's alone, and so is its age."""
         since = self._engine.clock() - self._checked

@@ -16,7 +16,7 @@ import msgspec
 
 from agent.engines.sql_tree import Amount, Change, Resolved, Statement
 from agent.engines.sql_utility import ENDS
-from agent.protocols.sql import Parameter
+from agent.protocols.sql import Fault, Parameter
 from policy.model import ANY_COLLECTION, Action, Operation
 
 ENGINE: Final = "pgvector"
@@ -51,6 +51,10 @@ class PgReading:
     @cached_property
     def statements(self) -> tuple[Statement, ...]:
         return self.resolved.statements
+
+    @property
+    def fault(self) -> Fault | None:
+        return self.resolved.fault
 
     @cached_property
     def reads_parameters(self) -> bool:

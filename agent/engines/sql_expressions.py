@@ -36,6 +36,7 @@ from agent.engines.sql_scope import (
     union,
 )
 from agent.engines.sql_tree import Call, Node, Path
+from agent.protocols.sql import Fault
 from policy.model import Action
 
 ARITHMETIC: Final = frozenset({"+", "-", "*", "/", "%", "^", "|/", "||/", "@"})
@@ -131,7 +132,10 @@ def _column(walker: Walker, node: Node, frame: Frame, path: Path) -> Value:
         item = find_item(frame, parts[-3] if len(parts) > 2 else None, parts[-2])
         if item is not None:
             return _field(facts, item, parts[-1])
-    facts.puzzle(f"there is no column {'.'.join(parts)!r} that is known")
+    missing = (
+        Fault("42P01", f'missing FROM-clause entry for table "{parts[-2]}"') if len(parts) == 2 else None
+    )
+    facts.puzzle(f"there is no column {'.'.join(parts)!r} that is known", missing)
     return ANYTHING
 
 
@@ -145,7 +149,9 @@ def _field(facts: Facts, item: Item, name: str) -> Value:
     if item.open is not None and (item.system or not _may_call(facts, name)):
         return item.other(name)
     if name not in PURE or facts.scope.function(None, name) is not True:
-        facts.puzzle(f"{name!r} is neither a column nor a function that is known")
+        missing = Fault("42703", f"column {item.name}.{name} does not exist")
+        fault = None if item.open is not None or _may_call(facts, name) else missing
+        facts.puzzle(f"{name!r} is neither a column nor a function that is known", fault)
     return item.whole
 
 

@@ -26,8 +26,11 @@ from agent.engines.sql_scope import (
     union,
 )
 from agent.engines.sql_tree import Node, Origin, Path, Reference, Use
+from agent.protocols.sql import Fault
 from policy.model import ANY_COLLECTION, Action
 
+_NOT_LISTED: Final = ("pg_temp_", "pg_toast")
+"""Schemas of relations that may be there and no catalog of ours holds."""
 MAX_ROUNDS: Final = 8
 """Times a recursive query is gone through until its columns stay what they are."""
 
@@ -76,7 +79,9 @@ def refer(
         facts.carries = False
         value = Value(frozenset({Origin(0, 0, ANY_COLLECTION, False, "column")}), opaque=True)
         if not scope.guess:
-            facts.puzzle(f"there is no relation {written!r} that is known")
+            missing = Fault("42P01", f'relation "{written}" does not exist')
+            fault = None if (schema or "").startswith(_NOT_LISTED) else missing
+            facts.puzzle(f"there is no relation {written!r} that is known", fault)
         return Item(called, [], None if alias else schema, open=value, guessed=scope.guess)
     facts.touch(relation)
     cells: list[Cell] = [(cell, Value(origins, opaque)) for cell, origins, opaque in scope.columns(relation)]

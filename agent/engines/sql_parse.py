@@ -22,6 +22,7 @@ from postgast.native import lib
 from postgast.pg_query_pb2 import ParseResult
 
 from agent.engines.sql_tree import Node, Path
+from agent.protocols.sql import Fault
 
 MAX_TEXT: Final = 16 * 1024 * 1024
 """Bytes of one text."""
@@ -48,7 +49,14 @@ _PLACES: Final = frozenset(
 
 
 class ParseFailure(Exception):
-    """The text is not SQL as far as we can tell, or beyond our bounds. The message is for the client."""
+    """The text is not SQL as far as we can tell, or beyond our bounds. The message is for the client.
+
+    `fault`: the database's own error, where it is a syntax error.
+    """
+
+    def __init__(self, message: str, fault: Fault | None = None) -> None:
+        super().__init__(message)
+        self.fault = fault
 
 
 def parse(text: str) -> Node:
@@ -67,8 +75,11 @@ def parse(text: str) -> Node:
     result = lib.pg_query_parse(raw)
     try:
         if result.error:
-            message = result.error.contents.message or b"syntax error"
-            raise ParseFailure(message.decode(errors="replace"))
+            error = result.error.contents
+            message = (error.message or b"syntax error").decode(errors="replace")
+            fault = Fault("42601", message, error.cursorpos or None, of_catalog=False)
+            # What is reported by this function of scan.l is a syntax error; other errors have other codes.
+            raise ParseFailure(message, fault if error.funcname == b"scanner_yyerror" else None)
         found = result.parse_tree
     finally:
         lib.pg_query_free_parse_result(result)

@@ -27,6 +27,7 @@ from agent.engines.sql_tree import (
     Via,
     Write,
 )
+from agent.protocols.sql import Fault
 from policy.model import Action
 
 MANY: Final = 1_000_000
@@ -209,13 +210,14 @@ class Facts:
     everything: bool = False
     row_lock: bool = False
     unknown: str | None = None
+    fault: Fault | None = None
     setting: tuple[str, str | None] | None = None
     probing: int = 0  # depth of subqueries whose rows only decide, and are not returned
 
-    def puzzle(self, why: str) -> None:
-        """The statement cannot be judged; the first reason is kept."""
+    def puzzle(self, why: str, fault: Fault | None = None) -> None:
+        """The statement cannot be judged; the first reason is kept. `fault`: why it would not run."""
         if self.unknown is None:
-            self.unknown = why
+            self.unknown, self.fault = why, fault
 
     def act(self, action: Action) -> None:
         if not self.probing or action not in READING:
@@ -255,7 +257,8 @@ def look_up(facts: Facts, frame: Frame, name: str) -> Value:
             if item.name == name:
                 return union((item.whole, *maybe))
     if not maybe:
-        facts.puzzle(f"there is no column {name!r} that is known")
+        fault = Fault("42703", f'column "{name}" does not exist')
+        facts.puzzle(f"there is no column {name!r} that is known", fault)
         return ANYTHING
     return union(maybe)
 

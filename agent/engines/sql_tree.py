@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from agent.protocols.sql import Fault
 from policy.model import Action
 
 Node = Mapping[str, Any]
@@ -225,6 +226,7 @@ class Statement:
     everything: bool = False  # it may touch relations that nothing in it names: collections are *
     carries_filter: bool = True  # every row it reaches is reached through a reference that can be narrowed
     unknown: str | None = None  # why it cannot be judged (action unknown)
+    fault: Fault | None = None  # where that is an error of the database's own
     inner: Statement | None = (
         None  # of EXPLAIN, PREPARE, DECLARE, COPY (query), CREATE TABLE AS; the statement
     )
@@ -246,4 +248,5 @@ class Resolved:
     tree: Node | None  # the root; None: it could not be parsed
     statements: tuple[Statement, ...]
     unknown: str | None = None  # why the text as a whole cannot be judged
+    fault: Fault | None = None  # where that is an error of the database's own
     version: int = 0  # of the catalog it was resolved against

@@ -70,12 +70,13 @@ def resolve(text: str, scope: Scope, memory: Memory | None = None) -> Resolved:
         tree = sql_parse.parse(text)
         return _resolve(text, tree, scope, dict(memory or {}))
     except ParseFailure as failure:
-        return Resolved(text, None, (), str(failure), number)
+        return Resolved(text, None, (), str(failure), failure.fault, number)
     except RecursionError:
-        return Resolved(text, None, (), "the statement is nested too deeply", number)
+        return Resolved(text, None, (), "the statement is nested too deeply", version=number)
     except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
         # A tree that is not as we know it (another version of the parser): nothing of it is judged.
-        return Resolved(text, None, (), f"the statement is of a form that is not known ({error!r})", number)
+        why = f"the statement is of a form that is not known ({error!r})"
+        return Resolved(text, None, (), why, version=number)
 
 
 def _resolve(text: str, tree: Node, scope: Scope, memory: dict[tuple[str, str], Statement]) -> Resolved:
@@ -94,8 +95,10 @@ def _resolve(text: str, tree: Node, scope: Scope, memory: dict[tuple[str, str], 
         statements.append(one)
         changed |= one.changes | ({"role"} if one.changes and _brings_code(one) else set())
         _remember(memory, one)
-    unknown = trouble or next((one.unknown for one in statements if one.unknown), None)
-    return Resolved(text, tree, tuple(statements), unknown, scope.catalog.number)
+    unknown, fault = next(((one.unknown, one.fault) for one in statements if one.unknown), (None, None))
+    if trouble:
+        unknown, fault = trouble, None
+    return Resolved(text, tree, tuple(statements), unknown, fault, scope.catalog.number)
 
 
 def _stands(one: Statement, changed: set[Change]) -> bool:
@@ -115,6 +118,7 @@ def _unknown(one: Statement, why: str) -> Statement:
     return replace(
         one,
         unknown=one.unknown or why,
+        fault=None,  # what is not there may be, by then
         actions=one.actions | {Action.UNKNOWN},
         collections=one.collections | {ANY_COLLECTION},
         everything=True,
@@ -196,7 +200,7 @@ def _finish(
         facts.carries = False
     rows = found.rows if found is not None else Rows()
     collections = {one.collection for one in facts.relations}
-    collections |= {_guessed(facts.scope, one) for one in user if one.relation is None}
+    collections |= {created(facts.scope, one.name) for one in user if one.relation is None}
     everything = facts.everything or (Action.SCHEMA in actions and not user)
     if everything:
         collections.add(ANY_COLLECTION)
@@ -224,14 +228,11 @@ def _finish(
         everything,
         facts.carries and not everything,
         facts.unknown,
+        facts.fault,
         row_lock=facts.row_lock,
         setting=facts.setting,
         changes=changes,
     )
-
-
-def _guessed(scope: Scope, one: Reference) -> str:
-    return created(scope, one.name)
 
 
 def _outputs(found: Found | None, rows: bool) -> tuple[Output, ...] | None:

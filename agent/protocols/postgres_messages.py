@@ -332,9 +332,11 @@ def error_response(
     severity: Literal["ERROR", "FATAL"] = "ERROR",
     detail: str = "",
     hint: str = "",
+    position: int | None = None,
 ) -> bytes:
-    """Our own error. FATAL where the connection ends with it."""
+    """Our own error. FATAL where the connection ends with it. `position`: in the text, from 1."""
     fields = {"S": severity, "V": severity, "C": sqlstate, "M": text, "D": detail, "H": hint}
+    fields["P"] = "" if position is None else str(position)
     return report(Back.ERROR, {k: v for k, v in fields.items() if v})
 
 

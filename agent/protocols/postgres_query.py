@@ -18,7 +18,7 @@ from typing import Final
 
 from agent.protocols.postgres_forms import read_empty, read_query, write_query
 from agent.protocols.postgres_messages import HEADER, Front, Message, error_response, message
-from agent.protocols.postgres_query_decide import Refused
+from agent.protocols.postgres_query_decide import Refused, Unconfirmed
 from agent.protocols.postgres_query_extended import ExtendedSide
 from agent.protocols.postgres_query_record import MAX_SLICE, denied
 from agent.protocols.postgres_query_state import MAX_OUTSTANDING, Entry, Kind
@@ -147,7 +147,17 @@ class QueryPhase(ExtendedSide):
             kind = taken.kind
             if self._skipping and kind not in _ENDS:
                 continue
-            if self._must_wait(kind) or not self._take(out, kind, taken.raw):
+            try:
+                done = not self._must_wait(kind) and self._take(out, kind, taken.raw)
+            except Unconfirmed:
+                done = False
+                self._ask_catalog(out)  # where something is outstanding, once that is answered
+                self._confirmed = self._catalog.under_way
+                if not (self._confirmed or self._queue):
+                    raise RuntimeError("a catalog that wants to be asked was not") from None
+            if done:
+                self._confirmed = False
+            else:
                 self._stalled = taken
                 if self._open and not self._flushed:
                     # What is waited for may stand in the database's buffer up to a Sync.

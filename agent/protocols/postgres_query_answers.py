@@ -18,7 +18,7 @@ from agent.protocols.postgres_forms import (
     read_report,
 )
 from agent.protocols.postgres_messages import HEADER, Back
-from agent.protocols.postgres_query_link import INSUFFICIENT_PRIVILEGE, head_of
+from agent.protocols.postgres_query_link import head_of
 from agent.protocols.postgres_query_record import MAX_SLICE, RELEASE_AT
 from agent.protocols.postgres_query_rows import RowsSide
 from agent.protocols.postgres_query_state import Entry, Kind, cut_segment
@@ -185,7 +185,7 @@ class AnsweringSide(RowsSide):
             return
         if entry.error is not None:
             exchange.add(b"", entry.error)
-            exchange.sqlstate = INSUFFICIENT_PRIVILEGE
+            exchange.sqlstate = entry.sqlstate
         else:
             exchange.add(raw, self._shown_error(raw, fields, exchange.verdict))
             exchange.sqlstate = fields.get("C")
@@ -209,7 +209,7 @@ class AnsweringSide(RowsSide):
         if exchange is None:
             out.to_client.append(shown)
         elif entry.error is not None:
-            exchange.sqlstate = INSUFFICIENT_PRIVILEGE
+            exchange.sqlstate = entry.sqlstate
             exchange.add(b"", shown)
             exchange.finish(out, "refused", exchange.verdict.message)
         else:

@@ -21,7 +21,7 @@ from agent.protocols.postgres_query_link import INSUFFICIENT_PRIVILEGE, POISON, 
 from agent.protocols.postgres_query_record import Exchange, denied
 from agent.protocols.postgres_query_state import MAX_PORTALS, MAX_STATEMENTS, Entry, Kind, Portal, Statement
 from agent.protocols.session import Output
-from agent.protocols.sql import Parameter, Reading, Rewriting
+from agent.protocols.sql import Fault, Parameter, Reading, Rewriting
 from policy.model import Operation, Verdict
 
 # What ends an aborted transaction: all that the database still runs in one.
@@ -37,16 +37,25 @@ _Known = tuple[Reading, Operation, Verdict, Rewriting]
 class Refused(Exception):
     """Judged, and not allowed. Raised and caught within this package."""
 
-    def __init__(self, reading: Reading | None, operation: Operation, verdict: Verdict) -> None:
+    def __init__(
+        self, reading: Reading | None, operation: Operation, verdict: Verdict, fault: Fault | None = None
+    ) -> None:
+        """`fault`: what the client is told instead."""
         super().__init__(verdict.message)
+        self.fault = fault
         self.reading = reading
         self.operation = operation
         self.verdict = verdict
 
 
+class Unconfirmed(Exception):
+    """A name is not in the catalog: before that is said the catalog is asked again. Of this package, too."""
+
+
 class DecidingSide(AnsweringSide):
     """The part of a session between a whole message of the client and the database."""
 
+    _confirmed = False  # the catalog was asked since the message at hand was first read
     _turn = 0  # counts reads: what was judged in this one was judged under the policy of this moment
 
     # -- what a text means ---------------------------------------------------------------------------
@@ -84,8 +93,25 @@ class DecidingSide(AnsweringSide):
     def _decide_text(self, source: bytes, parameters: tuple[Parameter, ...] | None) -> _Known:
         reading = self._read_text(source)
         operation = self._conversation.operation(reading, parameters)
+        if reading.fault is not None:
+            self._say_fault(reading, operation, reading.fault)
         verdict = self._allow(reading, operation)
         return reading, operation, verdict, self._rewrite(reading, operation, verdict)
+
+    def _say_fault(self, reading: Reading, operation: Operation, fault: Fault) -> None:
+        """Refuse what the database would not run with the database's own error, unless a rule denies it.
+
+        Raises Refused, or Unconfirmed where the catalog may be older than the database's. Returns where it
+        cannot be asked in this place: the refusal is then an ordinary one.
+        """
+        verdict = self._judge(operation)
+        if verdict.outcome != "deny" or verdict.rule is not None:
+            return
+        if fault.of_catalog and not self._confirmed:
+            if self._open or self._status == "E" or not self._conversation.doubt_names():
+                return
+            raise Unconfirmed
+        raise Refused(reading, operation, replace(verdict, message=fault.message), fault)
 
     def _decide_rows(
         self,
@@ -249,8 +275,11 @@ class DecidingSide(AnsweringSide):
             verdict = denied(verdict, verdict.message)
         exchange = self._begin(out, refused.reading, parameters, refused.operation, verdict, None, head)
         detail = f"Refused by rule {verdict.rule}." if verdict.rule is not None else ""
-        error = error_response(INSUFFICIENT_PRIVILEGE, verdict.message, detail=detail)
-        self._poison(out, Entry(kind, exchange=exchange, error=error, verdict=verdict))
+        fault = refused.fault or Fault(INSUFFICIENT_PRIVILEGE, verdict.message)
+        error = error_response(fault.sqlstate, fault.message, detail=detail, position=fault.position)
+        self._poison(
+            out, Entry(kind, exchange=exchange, error=error, sqlstate=fault.sqlstate, verdict=verdict)
+        )
 
     def _fail(self, out: Output, sqlstate: str, text: str) -> None:
         """What the database itself would not know: an error without an exchange."""

@@ -100,6 +100,7 @@ class Entry:
     verdict: Verdict | None = None
     rewriting: Rewriting | None = None
     error: bytes | None = None  # it stands for a refused message: its error is replaced by this one
+    sqlstate: str | None = None  # of that
     undo: list[_Change] | None = None
     effects: bool = False  # what it executes may change what later texts and names mean
     index: int = 0  # of the statements in its text, the one that is answered now

@@ -41,6 +41,16 @@ class Column:
     format: Literal[0, 1]
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """The error that the database itself would give to a text."""
+
+    sqlstate: str
+    message: str
+    position: int | None = None  # in the text, in characters from 1
+    of_catalog: bool = True  # by a catalog, which may be older than the database's own
+
+
 class Reading(Protocol):
     """What a text (one Parse, or a whole simple Query string) means on this connection now.
 
@@ -53,6 +63,11 @@ class Reading(Protocol):
     @property
     def methods(self) -> tuple[str, ...]:
         """The command of each statement in order: ("SELECT",), ("BEGIN", "INSERT", "COMMIT"), ()."""
+        ...
+
+    @property
+    def fault(self) -> Fault | None:
+        """Why the database would not run it, whoever asks; None: it might, or that is not known."""
         ...
 
     @property
@@ -135,6 +150,10 @@ class Conversation(Protocol):
     def wants(self) -> str | None:
         """A catalog query to be sent by us on this connection, as one simple Query, at the next ReadyForQuery
         in status I or T before anything else is read; None: nothing is needed. Never sent in observe."""
+        ...
+
+    def doubt_names(self) -> bool:
+        """Let `wants` ask whether the catalog still stands. False: it cannot be asked at this moment."""
         ...
 
     def learn(self, results: Sequence[Rows] | None) -> None:

@@ -19,6 +19,7 @@ from agent.protocols.session import Masked
 from agent.protocols.sql import (
     Column,
     Conversation,
+    Fault,
     Parameter,
     Plan,
     Reading,
@@ -43,6 +44,8 @@ class FakeReading:
     closes: frozenset[str] = frozenset()
     changes: frozenset[Literal["catalog", "path", "role"]] = frozenset()
     copies: Literal["in", "out"] | None = None
+
+    fault: Fault | None = None  # of "nowhere" and of "misspelt"
 
     @property
     def reads_parameters(self) -> bool:
@@ -74,7 +77,14 @@ def fake_reading(text: str) -> FakeReading:
             changes.add("path")
         elif method == "COPY":
             copies = "in" if "stdin" in words else "out"
-    return FakeReading(text, methods, frozenset(forgets), frozenset(closes), frozenset(changes), copies)
+    fault = None
+    if "nowhere" in text:
+        fault = Fault("42P01", 'relation "nowhere" does not exist')
+    elif "misspelt" in text:
+        fault = Fault("42601", 'syntax error at or near "misspelt"', 1, of_catalog=False)
+    return FakeReading(
+        text, methods, frozenset(forgets), frozenset(closes), frozenset(changes), copies, fault
+    )
 
 
 class FakePlan:
@@ -115,10 +125,21 @@ class FakeConversation:
         self.seen: dict[str, str] = {}
         self.readings: dict[str, FakeReading] = {}
         self.planned: list[tuple[str, int]] = []
+        self.made = False  # what was nowhere is there once the catalog is learnt again
+
+    def doubt_names(self) -> bool:
+        if self.asks:
+            self.wants = "SELECT catalog"
+        return self.asks
 
     def learn(self, results: Sequence[Rows] | None) -> None:
         self.learnt.append(results)
         self.wants = None
+        if self.made:
+            self.readings = {
+                text: replace(r, fault=None if r.fault and r.fault.of_catalog else r.fault)
+                for text, r in self.readings.items()
+            }
 
     def status(self, name: str, value: str) -> None:
         self.seen[name] = value
@@ -139,7 +160,7 @@ class FakeConversation:
         if max_rows:
             top_k = min(top_k, max_rows)
         words = frozenset(re.findall(r"[a-z]+", reading.text.lower()))
-        known = all(m.isalpha() for m in reading.methods)
+        known = all(m.isalpha() for m in reading.methods) and reading.fault is None
         return Operation(
             engine="fakesql",
             guard="g",
@@ -218,7 +239,7 @@ class SpyJudge:
         if operation.collections & self.denied or (operation.top_k or 0) > self.most:
             return DENY
         if Action.UNKNOWN in operation.actions:
-            return DENY
+            return replace(DENY, rule=None, where=None)
         return self.verdict
 
     def reads_body(self, operation: Operation) -> bool:

@@ -168,6 +168,54 @@ def test_a_refusal_in_a_pipeline_skips_to_the_sync_and_rolls_back_what_came_befo
     assert t.say(query("SELECT 1")) == "T D C ZI"  # usable
 
 
+@pytest.mark.parametrize("extended", [False, True])
+def test_what_the_database_would_not_run_is_refused_with_its_error_once_the_catalog_was_asked(
+    extended: bool,
+) -> None:
+    t = talk()
+    for text, code, asked in (("SELECT nowhere", "42P01", 1), ("SELECT misspelt", "42601", 0)):
+        before = len(t.engine.conversation.learnt)
+        words = [parse(text), bind(), execute(), SYNC] if extended else [query(text)]
+        assert t.say(*words) == f"E{code} ZI"
+        assert len(t.engine.conversation.learnt) - before == asked
+    intent, result = t.played.records[-2:]
+    assert isinstance(intent, Intent)
+    assert isinstance(result, Result)
+    assert (intent.verdict.outcome, intent.verdict.rule) == ("deny", None)
+    assert (result.outcome, result.head["sqlstate"]) == ("refused", "42601")
+    assert t.ran == []
+    assert t.say(query("SELECT 1")) == "T D C ZI"
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_a_name_that_came_meanwhile_is_found_before_it_is_said_not_to_be_there(extended: bool) -> None:
+    t = talk()
+    t.engine.conversation.made = True
+    words = [parse("SELECT nowhere"), bind(), execute(), SYNC] if extended else [query("SELECT nowhere")]
+    assert t.say(*words) == ("1 2 D D D C ZI" if extended else "T D D D C ZI")
+    assert [type(r) for r in t.played.records] == [Intent, Result]
+
+
+def test_a_rule_that_denies_what_is_not_there_is_named() -> None:
+    t = talk(SpyJudge(denied=frozenset({"nowhere"})))
+    assert t.say(query("SELECT nowhere")) == "E42501 ZI"
+    assert t.engine.conversation.learnt == []
+
+
+def test_a_name_in_the_middle_of_a_pipeline_is_refused_unexplained() -> None:
+    t = talk()
+    assert t.say(parse("INSERT x"), bind(), execute(), parse("SELECT nowhere"), SYNC) == "1 2 C E42501 ZI"
+    t.engine.conversation.asks = False
+    assert t.say(query("SELECT nowhere")) == "E42501 ZI"
+    assert t.engine.conversation.learnt == []
+
+
+def test_an_unknown_name_aborts_its_transaction_as_the_database_does() -> None:
+    t = talk()
+    assert t.say(query("BEGIN"), query("SELECT nowhere"), query("SELECT 1")) == "C ZT E42P01 ZE E25P02 ZE"
+    assert t.say(query("SELECT nowhere"), query("ROLLBACK")) == "E42501 ZE C ZI"
+
+
 def test_a_refusal_in_a_transaction_aborts_it() -> None:
     t = talk()
     assert t.say(query("BEGIN"), query("SELECT forbidden")) == "C ZT E42501 ZE"
