@@ -28,6 +28,7 @@ from agent.relay import Relay
 from policy.compile import Bound, Policy
 from policy.context import GuardContext
 from policy.document import load_policy
+from policy.login import Login
 from policy.model import Attribution, RecordLevel, RecordMode, Subject
 from tests.bench import peers
 from tests.bench.test_proxies import POLICY
@@ -55,8 +56,8 @@ class Rules:
         self._bindings = Bindings()
         self.in_force: object = self._policy
 
-    def bind(self, subject: Subject, name: str) -> Bound:
-        return self._bindings.bind(self._policy, subject, name)
+    def bind(self, subject: Subject, name: str, login: Login | None) -> Bound:
+        return self._bindings.bind(self._policy, subject, name, login)
 
     def guard_mode(self, name: str) -> tuple[bool, bool]:
         return True, False
