@@ -4,7 +4,7 @@
 ``Breaker(stage)`` stands between Vecward and a real PostgreSQL on the next port. `plan` says what the next
 connections meet: where they are cut, by an end of file or by a reset, or how slowly bytes pass. What became
 of each is in `fates`: whether it was cut, and how Vecward ended its side. Everything is bounded: a connection
-by `PATIENCE`, what is held of it by one read.
+by `QUIET`, what is held of it by one read.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tests.kernel.arena import PATIENCE
+from tests.kernel.arena import PATIENCE, say
 from tests.servers.postgres import PORT, PostgresStage
 
 BEHIND = PORT + 1  # where the database listens
+QUIET = 600.0  # seconds without a byte after which a connection is ended
 SSL_REQUEST = struct.pack(">II", 8, 80877103)
 _RESET = struct.pack("ii", 1, 0)
 When = Literal["never", "accept", "tls-asked", "tls-hello", "startup", "auth", "query", "mark", "told"]
@@ -81,8 +82,6 @@ class Breaker:
 
 
 def _serve(folder: Path) -> None:
-    from tests.kernel.arena import say
-
     with socket.create_server(("127.0.0.1", PORT), backlog=128) as listener:
         say("listens")
         while True:
@@ -142,7 +141,7 @@ class _Connection:
         return "eof"
 
     def _relay(self, database: socket.socket) -> str | None:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + QUIET
         while time.monotonic() < deadline:
             told = self.told.exists()
             if told and self.plan.when == "told":
@@ -158,14 +157,14 @@ class _Connection:
                     self.ended = True
                     database.shutdown(socket.SHUT_WR)
                     continue
-                deadline = time.monotonic() + PATIENCE
+                deadline = time.monotonic() + QUIET
                 self._note(data)
                 if data == SSL_REQUEST and self.plan.when == "tls-hello":
                     self.peer.sendall(b"S")  # for a database that would not
                 else:
                     database.sendall(data)
             if database in ready and self._answer(database):
-                deadline = time.monotonic() + PATIENCE
+                deadline = time.monotonic() + QUIET
         return "open"
 
     def _note(self, data: bytes) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import pwd
 import resource
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from tests.servers.breaker import BEHIND, Plan
 from tests.servers.postgres import OWNER, PORT, RUNS_AS, SECRET, PostgresStage
 from tests.servers.postgres_line import Line, guarding, line, memory
 from tests.servers.postgres_wire import MARK, Wire, errors
+from tests.servers.raw import wait_until
 
 Sized = Callable[[int, int], int]
 STALLED = 4  # connections at once whose other side does not read
@@ -159,13 +161,19 @@ def pool(stage: PostgresStage) -> Iterator[None]:
         stderr=subprocess.DEVNULL, env=stage.environment(PATH=f"{os.environ['PATH']}:/usr/sbin"),
     )  # fmt: skip
     try:
+        wait_until(lambda: stage.arena.inside(_listens), what="PgBouncer listens")
         yield
     finally:
         process.terminate()
         process.wait(PATIENCE)
 
 
-def test_many_idle_sessions_are_small_and_all_still_answer(sized: Sized) -> None:
+def _listens() -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", PORT)) == 0
+
+
+def test_many_idle_sessions_are_small_and_all_still_answer() -> None:
     def hold() -> int:
         wanted = 2 * IDLE + 100
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(wanted, hard)))
