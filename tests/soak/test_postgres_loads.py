@@ -28,8 +28,8 @@ Sized = Callable[[int, int], int]
 STALLED = 4  # connections at once whose other side does not read
 MAX_STALLED = 8 * 1024  # KiB that each of them may hold in a worker
 MAX_IDLE = 40  # KiB that an idle session may take in a worker
-IDLE = 5000 if FULL else 60
-POOLED = FULL  # so many do not fit into processes of the database: PgBouncer stands before it
+# Idle sessions, and whether PgBouncer stands before the database: one of its processes takes 2 MiB.
+IDLE = ((1000, False), (5000, True)) if FULL else ((60, False),)
 ROW = b"x" * 1000
 
 
@@ -152,7 +152,7 @@ def pool(stage: PostgresStage) -> Iterator[None]:
     config.write_text(
         f"[databases]\n* = host=127.0.0.1 port={BEHIND}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
         f"listen_port = {PORT}\nauth_type = scram-sha-256\nauth_file = {users}\npool_mode = transaction\n"
-        f"max_client_conn = {IDLE + 100}\ndefault_pool_size = 20\nunix_socket_dir =\n"
+        f"max_client_conn = 6000\ndefault_pool_size = 20\nunix_socket_dir =\n"
     )
     for file in (config, users):
         os.chown(file, pwd.getpwnam(RUNS_AS).pw_uid, -1)
@@ -173,11 +173,12 @@ def _listens() -> bool:
         return probe.connect_ex(("127.0.0.1", PORT)) == 0
 
 
-def test_many_idle_sessions_are_small_and_all_still_answer() -> None:
+@pytest.mark.parametrize(("many", "pooled"), IDLE)
+def test_many_idle_sessions_are_small_and_all_still_answer(many: int, pooled: bool) -> None:
     def hold() -> int:
-        wanted = 2 * IDLE + 100
+        wanted = 2 * many + 100
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(wanted, hard)))
-        wires = [Wire().login() for _ in range(IDLE)]
+        wires = [Wire().login() for _ in range(many)]
         say("there")
         while not go.exists():
             time.sleep(0.1)
@@ -192,19 +193,19 @@ def test_many_idle_sessions_are_small_and_all_still_answer() -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     with PostgresStage() as stage:
         go = stage.folder / "ask"
-        stage.port = BEHIND if POOLED else PORT
-        stage.start_postgres()
+        stage.port = BEHIND if pooled else PORT
+        stage.start_postgres(f"max_connections={100 if pooled else many + 50}")
         stage.port = PORT
         try:
-            with pool(stage) if POOLED else contextlib.nullcontext(), guarding(stage):
+            with pool(stage) if pooled else contextlib.nullcontext(), guarding(stage):
                 stage.arena.run(warm, user="nobody")
                 before = memory(stage)
                 child = stage.arena.fork(hold, user="nobody")
                 assert child.said(1800) == "there"
-                each = (memory(stage) - before) / IDLE
-                print(f"{IDLE} idle sessions: {each:.1f} KiB each in the workers")
+                each = (memory(stage) - before) / many
+                print(f"{many} idle sessions: {each:.1f} KiB each in the workers")
                 go.touch()
-                assert child.said(600) == IDLE
+                assert child.said(600) == many
                 child.kill()
         finally:
             stage.stop_database()
