@@ -20,7 +20,7 @@ from agent.judge import SessionJudge
 from agent.messages import GuardSettings
 from agent.protocols.session import Intent, Opaque, Output, ProtocolError, Record, Secured, Securing, Session
 from agent.secure import secure_side
-from agent.sides import ServerSide, address_of, close_gently, pause, send_eof, send_reset, socket_cookie
+from agent.sides import ServerSide, address_of, close_gently, pause, send, send_eof, send_reset, socket_cookie
 from agent.tally import Tally
 from agent.tls_layer import TlsError
 from policy.model import RecordMode, Subject
@@ -33,12 +33,16 @@ _STRICTNESS: dict[RecordMode, int] = {"best-effort": 0, "strict": 1, "strict-syn
 
 
 class _Waiting:
-    """An output whose records are being written."""
+    """An output in the queue; called with whether its records are written."""
 
-    __slots__ = ("ok", "output", "ready")
+    __slots__ = ("ok", "output", "relay")
 
-    def __init__(self, output: Output, ready: bool) -> None:
-        self.output, self.ready, self.ok = output, ready, True
+    def __init__(self, relay: Relay, output: Output, ok: bool | None) -> None:
+        self.relay, self.output, self.ok = relay, output, ok  # None: not known yet
+
+    def __call__(self, ok: bool) -> None:
+        self.ok = ok
+        self.relay.recorded()
 
 
 class Relay:
@@ -187,21 +191,19 @@ class Relay:
     def _apply(self, output: Output) -> None:
         if output.records:
             mode = self._take_note(output.records)
-            waiting = _Waiting(output, ready=False)
+            waiting = _Waiting(self, output, None)
             self._queue.append(waiting)
-            self.host.journal.put(self.id, output.records, mode, lambda ok: self._recorded(waiting, ok))
+            self.host.journal.put(self.id, output.records, mode, waiting)
             if len(self._queue) > MAX_UNRECORDED and not self._behind:
                 self._behind = True
                 self._regulate()
         elif self._queue:
-            self._queue.append(_Waiting(output, ready=True))
+            self._queue.append(_Waiting(self, output, True))
         else:
             self._write(output)
 
-    def _recorded(self, waiting: _Waiting, ok: bool) -> None:
-        waiting.ready = True
-        waiting.ok = ok
-        while self._queue and self._queue[0].ready:
+    def recorded(self) -> None:
+        while self._queue and self._queue[0].ok is not None:
             head = self._queue.popleft()
             if not head.ok and self.enforcing:
                 self._refuse_unrecorded()
@@ -225,10 +227,9 @@ class Relay:
 
     def _write(self, output: Output) -> None:
         if output.to_server and self._server is not None:
-            self._server.writelines(output.to_server)
+            send(self._server, output.to_server)
         if output.to_client and self._client is not None:
-            self.bytes_out += sum(map(len, output.to_client))
-            self._client.writelines(output.to_client)
+            self.bytes_out += send(self._client, output.to_client)
         if output.secure != "no":
             self._feed(self._begin_tls, output.secure)
         match output.close:

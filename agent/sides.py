@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 SO_COOKIE = 57  # asm-generic/socket.h
+JOINED = 16 * 1024  # bytes up to which a copy costs less than a list of pieces
 STALL = 30  # times a closing client may be found to have taken nothing of what it is still owed
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
@@ -113,6 +114,21 @@ def address_of(name: tuple[Any, ...]) -> tuple[str, int]:
     """A socket name as (address, port), v4-mapped addresses as IPv4."""
     host = str(name[0])
     return (host[7:] if host.startswith("::ffff:") and "." in host else host), int(name[1])
+
+
+def send(transport: asyncio.Transport, pieces: Sequence[bytes]) -> int:
+    """Write pieces in order; returns how many bytes they are. A transport takes one faster than several."""
+    if len(pieces) == 1:
+        transport.write(pieces[0])
+        return len(pieces[0])
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+    if size <= JOINED:
+        transport.write(b"".join(pieces))
+    else:
+        transport.writelines(pieces)
+    return size
 
 
 def pause(transport: asyncio.Transport | None, full: bool) -> None:

@@ -29,7 +29,8 @@ from agent.engines.sql_utility import ENDS, is_utf8
 from agent.engines.sql_views import with_views
 from agent.engines.sql_walk import Memory, resolve
 from agent.protocols.http import Refusal
-from agent.protocols.sql import Column, Parameter, Plan, Reading, Rewriting, Rows, Where
+from agent.protocols.sql import Column, Plan, Reading, Rewriting, Rows, Where
+from agent.protocols.sql_made import Described, Parameter
 from policy.model import Limit, Operation, Verdict
 
 MAX_REMEMBERED: Final = 1000
@@ -88,9 +89,6 @@ class PgvectorEngine:
 
     def converse(self, guard: str, where: Where) -> PgvectorConversation:
         return PgvectorConversation(self, guard or self._guard, where)
-
-    def digest(self, body: bytes) -> tuple[bytes, int]:
-        return self.kept.digest(body)
 
 
 class PgvectorConversation:
@@ -289,6 +287,8 @@ class PgvectorConversation:
                 raise Refusal("policy-changed", f"{target.name} was made under another policy: make it again")
 
     def check(self, rewriting: Rewriting, parameters: Sequence[Parameter], verdict: Verdict) -> None:
+        if not verdict.filters and verdict.vectors and verdict.fields is None:
+            return  # neither of them asks anything of a parameter
         resolved = _ours(rewriting.reading).resolved
         pgvector_written.check_parameters(resolved, parameters, verdict)
         pgvector_written.check_queries(resolved, parameters, verdict)
@@ -351,8 +351,9 @@ class PgvectorConversation:
         self._idle = True
         if status != "I":
             return
-        for key in [k for k, held in self._memory.items() if k[0] == "cursor" and not held.holds]:
-            del self._memory[key]
+        if self._memory:
+            for key in [k for k, held in self._memory.items() if k[0] == "cursor" and not held.holds]:
+                del self._memory[key]
         if self._changed:
             self._catalogs.doubt(self._database)
         if self._private or self._moved:
@@ -367,8 +368,8 @@ class PgvectorConversation:
     def error(self, fields: Mapping[str, str], verdict: Verdict) -> Mapping[str, str]:
         return pgvector_errors.show_error(fields, verdict, self._rewritten, self._engine.key)
 
-    def describe(self, reading: Reading, parameters: Sequence[Parameter]) -> bytes:
-        return self._engine.kept.describe(reading.text, parameters, self._scope.catalog.vectors)
+    def describe(self, reading: Reading, parameters: Sequence[Parameter], masked: bool) -> Described:
+        return self._engine.kept.describe(reading.text, parameters, self._scope.catalog.vectors, masked)
 
 
 def _ours(reading: Reading) -> PgReading:

@@ -22,7 +22,8 @@ from agent.engines.sql_parse import find
 from agent.engines.sql_tree import Node, Statement
 from agent.protocols.http import Refusal
 from agent.protocols.session import Masked
-from agent.protocols.sql import Column, Released
+from agent.protocols.sql import Column
+from agent.protocols.sql_made import Released
 
 _SIZE: Final = Struct("!i")
 _WIDTH: Final = Struct("!h")

@@ -12,19 +12,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from agent.engines import pgvector_describe
+from agent.engines.pgvector_describe import Stated, describe
 from agent.engines.pgvector_hidden import Hidden
 from agent.engines.pgvector_plan import make_plan
 from agent.engines.pgvector_rewrite import Rewritten, rewrite
 from agent.engines.pgvector_rows import RowPlan
 from agent.engines.sql_tree import Resolved, VectorKind
-from agent.protocols.sql import Column, Parameter, Plan
+from agent.protocols.sql import Column, Plan
+from agent.protocols.sql_made import Described, Parameter
 from policy.model import Verdict
 
 MOST: Final = 1024
 """Texts, and plans, of one worker and guard; the oldest go first. Each is a few KiB."""
-MOST_BODIES: Final = 256
-MAX_BODY: Final = 8 * 1024  # characters of a statement whose recorded form is kept
+MOST_STATED: Final = 256
+MAX_STATED: Final = 8 * 1024  # characters of a statement whose recorded form is kept
 
 
 class Kept:
@@ -34,8 +35,7 @@ class Kept:
         self._key = key
         self._texts: dict[tuple[Any, ...], tuple[Resolved, Rewritten]] = {}
         self._plans: dict[tuple[Any, ...], tuple[Resolved, Mapping[int, VectorKind], Plan]] = {}
-        self._bodies: dict[str, bytes] = {}
-        self._digests: dict[bytes, tuple[bytes, int]] = {}
+        self._stated: dict[str, Stated] = {}
         self._verdict: Verdict | None = None
         self._restrictions: tuple[Any, ...] = ()
 
@@ -72,24 +72,17 @@ class Kept:
         return made
 
     def describe(
-        self, text: str, parameters: Sequence[Parameter], vectors: Mapping[int, VectorKind]
-    ) -> bytes:
-        """As `pgvector_describe.describe`. Kept where there are no parameters: then the text is all of it."""
-        if parameters or len(text) > MAX_BODY:
-            return pgvector_describe.describe(text, parameters, vectors)
-        body = self._bodies.get(text)
-        if body is None:
-            body = pgvector_describe.describe(text, (), vectors)
-            if len(self._bodies) >= MOST_BODIES:
-                self._bodies.clear()
-                self._digests.clear()
-            self._bodies[text] = body
-            self._digests[body] = pgvector_describe.digest(body)
-        return body
-
-    def digest(self, body: bytes) -> tuple[bytes, int]:
-        """As `pgvector_describe.digest`."""
-        return self._digests.get(body) or pgvector_describe.digest(body)
+        self, text: str, parameters: Sequence[Parameter], vectors: Mapping[int, VectorKind], masked: bool
+    ) -> Described:
+        """As `pgvector_describe.describe`; what the text alone tells is kept."""
+        stated = self._stated.get(text)
+        if stated is None:
+            stated = Stated(text)
+            if len(text) <= MAX_STATED:
+                if len(self._stated) >= MOST_STATED:
+                    self._stated.clear()
+                self._stated[text] = stated
+        return describe(stated, parameters, vectors, masked)
 
     def _under(self, verdict: Verdict) -> tuple[Any, ...]:
         """What of a verdict changes a text or a plan. Most requests in a row are under one verdict."""

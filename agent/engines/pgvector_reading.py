@@ -16,7 +16,8 @@ import msgspec
 
 from agent.engines.sql_tree import Amount, Change, Resolved, Statement
 from agent.engines.sql_utility import ENDS
-from agent.protocols.sql import Fault, Parameter
+from agent.protocols.sql import Fault
+from agent.protocols.sql_made import Parameter
 from policy.model import ANY_COLLECTION, Action, Operation
 
 ENGINE: Final = "pgvector"

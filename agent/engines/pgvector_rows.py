@@ -13,21 +13,24 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from struct import Struct, error
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from agent.engines import pgvector_values as values
 from agent.engines.pgvector_cells import Cell, Counts, Texts
 from agent.engines.pgvector_values import Shape
+from agent.protocols.big_endian import int16_at, int32_at
 from agent.protocols.http import Refusal
 from agent.protocols.session import Masked
-from agent.protocols.sql import Column, Released
+from agent.protocols.sql import Column
+from agent.protocols.sql_made import Released
+
+if TYPE_CHECKING:
+    from mypy_extensions import i64  # the compiled form's own integers; where nothing is compiled, any int
 
 DATA_ROW: Final = 0x44
 MAX_IDS: Final = 10_000  # kept for evidence from one run
-_HEAD: Final = Struct("!ciH")
+_NEGATIVE: Final = 1 << 31  # a length from here on is a negative number: NULL
 _SIZE: Final = Struct("!i")
-_read_head = _HEAD.unpack_from
-_read_size = _SIZE.unpack_from
 _NULL: Final = _SIZE.pack(-1)
 
 
@@ -78,34 +81,42 @@ class RowPlan:
             return Released(run, run, -1)
         if self._texts is not None and self._plain and self._texts.lacks(run):
             return Released(run, run, -1)
-        self._counts.clear()
+        if self._counts:
+            self._counts.clear()
         try:
             return self._read_keys(run) if self._keys_alone else self._walk(run)
         except (error, IndexError) as caught:
             raise Refusal("unproven-answer", "the database's rows are not what it announced") from caught
 
+    def _end_of(self, run: bytes, at: i64) -> i64:
+        """Where the message that begins at `at` ends. Raises IndexError where it is no row of this result."""
+        end = at + 1 + int32_at(run, at + 1)
+        width: i64 = self._width
+        if run[at] != DATA_ROW or int16_at(run, at + 5) != width or end > len(run) or end < at + 7:
+            raise IndexError
+        return end
+
     def _walk(self, run: bytes) -> Released:
         released: list[bytes] = []
         recorded: list[bytes] = []
         ids: list[str] = []
-        at = done = rows = cut = 0
-        steps, last, width = self._steps, self._last, self._width
+        at: i64 = 0
+        done: i64 = 0
+        rows = cut = 0
+        steps = self._steps[: self._last]
         while at < len(run):
-            kind, length, columns = _read_head(run, at)
-            end = at + 1 + length
-            if kind != b"D" or columns != width or end > len(run) or length < 6:
-                raise IndexError
+            end = self._end_of(run, at)
             rows += 1
-            here = at + 7
+            here: i64 = at + 7
             edits: list[tuple[int, int, bytes | None, bytes | None]] = []
             keys: list[str] = []
-            for step in steps[:last] if last else ():
-                size = _read_size(run, here)[0]
+            for step in steps:
+                size = int32_at(run, here)
                 start = here + 4
-                here = start + size if size > 0 else start
+                here = start + size if size < _NEGATIVE else start
                 if here > end:
                     raise IndexError
-                if size < 0:
+                if size >= _NEGATIVE:
                     continue
                 if step.cell is not None or step.shape is not None:
                     value = run[start:here]
@@ -134,30 +145,29 @@ class RowPlan:
     def _read_keys(self, run: bytes) -> Released:
         """A run that nothing is changed in: only what is told of its rows is read, checked as in `_walk`."""
         ids: list[str] = []
-        at = rows = 0
-        steps, width, many, whole = self._steps[: self._last], self._width, self._ids, len(run)
+        at: i64 = 0
+        rows: i64 = 0
+        whole: i64 = len(run)
+        steps, many = self._steps[: self._last], self._ids
         while at < whole:
-            kind, length, columns = _read_head(run, at)
-            end = at + 1 + length
-            if kind != b"D" or columns != width or end > whole or length < 6:
-                raise IndexError
+            end = self._end_of(run, at)
             rows += 1
-            here = at + 7
-            at = end
+            here: i64 = at + 7
             found: str | None = None
             count = 0
             for step in steps:
-                size = _read_size(run, here)[0]
+                size = int32_at(run, here)
                 start = here + 4
-                here = start + size if size > 0 else start
+                here = start + size if size < _NEGATIVE else start
                 if here > end:
                     raise IndexError
-                if step.key and size >= 0 and len(ids) < MAX_IDS:
+                if step.key and size < _NEGATIVE and len(ids) < MAX_IDS:
                     one = _id(step, run[start:here])
                     found = one if found is None else f"{found},{one}"
                     count += 1
             if found is not None and count == many:
                 ids.append(found)
+            at = end
         return self._made(run, 0, [], [], rows, ids, 0)
 
     def _made(
@@ -172,7 +182,9 @@ class RowPlan:
     ) -> Released:
         for what, count in self._each.items():
             self._counts[what] += count * rows
-        masks = tuple(Masked(what, how, count) for (what, how), count in sorted(self._counts.items()))
+        masks: tuple[Masked, ...] = ()
+        if self._counts:
+            masks = tuple(Masked(what, how, count) for (what, how), count in sorted(self._counts.items()))
         if not released:
             return Released(run, run, rows, tuple(ids), cut, masks)
         rest = run[done:]
@@ -184,7 +196,12 @@ class RowPlan:
 
 def _id(step: Step, value: bytes) -> str:
     try:
-        return values.text_of(step.key, value, step.binary)
+        if not step.binary:
+            return value.decode()
+    except UnicodeDecodeError:
+        return value.hex()
+    try:
+        return values.text_of(step.key, value, True)
     except values.Unreadable:
         return value.hex()
 

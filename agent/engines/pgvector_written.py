@@ -19,7 +19,7 @@ from agent.engines.pgvector_nodes import Node
 from agent.engines.sql_parse import find
 from agent.engines.sql_tree import Path, Resolved, Statement, Write
 from agent.protocols.http import Refusal
-from agent.protocols.sql import Parameter
+from agent.protocols.sql_made import Parameter
 from policy.model import Scalar, Verdict
 
 _PLAIN_CASTS: Final = frozenset(

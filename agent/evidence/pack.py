@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from hashlib import sha256
 
 import msgspec
@@ -61,15 +60,22 @@ class Put:
         self.start = start
 
 
-@dataclass(slots=True)
 class Group:
     """What will be one block."""
 
-    frames: list[Frame] = field(default_factory=list)
-    puts: list[Put] = field(default_factory=list)
-    size: int = 0  # bytes of bodies
-    digests: dict[int, bytes] = field(default_factory=dict)
-    """SHA-256 of large bodies by identity, where it is known; the frames hold the bodies."""
+    __slots__ = ("digests", "frames", "puts", "size")
+
+    def __init__(
+        self,
+        frames: list[Frame] | None = None,
+        puts: list[Put] | None = None,
+        digests: dict[int, bytes] | None = None,
+    ) -> None:
+        """`digests`: SHA-256 of large bodies by identity, where it is known; the frames hold the bodies."""
+        self.frames: list[Frame] = [] if frames is None else frames
+        self.puts: list[Put] = [] if puts is None else puts
+        self.digests: dict[int, bytes] = {} if digests is None else digests
+        self.size = 0  # bytes of bodies
 
     def is_full(self, frames: int, size: int) -> bool:
         """Whether a put of this many frames and body bytes belongs into the next block."""
@@ -101,18 +107,31 @@ class Group:
         yield from (Group([frame]) for frame in self.frames[index:])
 
 
-@dataclass(slots=True)
 class Packed:
     """A block but for its place in the stream."""
 
-    described: bytes  # head, and the table of parts
-    parts: list[bytes]
-    digests: list[bytes]  # of each part
-    codec: int
-    head_stored: int
-    head_raw: int
-    count: int
-    stored: int
+    __slots__ = ("codec", "count", "described", "digests", "head_raw", "head_stored", "parts", "stored")
+
+    def __init__(
+        self,
+        described: bytes,
+        parts: list[bytes],
+        digests: list[bytes],
+        codec: int,
+        head_stored: int,
+        head_raw: int,
+        count: int,
+        stored: int,
+    ) -> None:
+        """`described`: head, and the table of parts. `digests`: of each part."""
+        self.described = described
+        self.parts = parts
+        self.digests = digests
+        self.codec = codec
+        self.head_stored = head_stored
+        self.head_raw = head_raw
+        self.count = count
+        self.stored = stored
 
     @property
     def total(self) -> int:

@@ -12,11 +12,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
+from agent.protocols.big_endian import int16_at, int32_at
 from agent.protocols.postgres_messages import Back, Front, Side, message
 from agent.protocols.session import ProtocolError
 from agent.protocols.sql import Column
+
+if TYPE_CHECKING:
+    from mypy_extensions import i64  # the compiled form's own integers; where nothing is compiled, any int
 
 Body = bytes | memoryview
 Format = Literal[0, 1]
@@ -35,10 +39,10 @@ class Cursor:
     __slots__ = ("_at", "_body", "_side", "_what")
 
     def __init__(self, body: Body, what: str, side: Side) -> None:
-        self._body = bytes(body)
+        self._body = body if isinstance(body, bytes) else bytes(body)
         self._what = what
         self._side: Side = side
-        self._at = 0
+        self._at: i64 = 0
 
     def fail(self, how: str) -> ProtocolError:
         return ProtocolError("message-form", f"a {self._what} message {how}", self._side)
@@ -48,31 +52,39 @@ class Cursor:
         end = self._body.find(b"\0", self._at)
         if end < 0:
             raise self.fail("with a text that has no end")
-        found, self._at = self._body[self._at : end], end + 1
+        found = self._body[self._at : end]
+        self._at = end + 1
         return found
 
-    def take(self, size: int) -> bytes:
-        end = self._at + size
-        if end > len(self._body):
+    def take(self, size: i64) -> bytes:
+        at = self._pass(size)
+        return self._body[at : at + size]
+
+    def _pass(self, size: i64) -> i64:
+        """Go on by `size` bytes; returns where they begin."""
+        at = self._at
+        if at + size > len(self._body):
             raise self.fail("that ends too early")
-        found, self._at = self._body[self._at : end], end
-        return found
+        self._at = at + size
+        return at
 
     def int8(self) -> int:
-        return self.take(1)[0]
+        return self._body[self._pass(1)]
 
-    def int16(self) -> int:
-        return int(_INT16.unpack(self.take(2))[0])
+    def int16(self) -> i64:
+        return int16_at(self._body, self._pass(2))
 
-    def int32(self) -> int:
-        return int(_INT32.unpack(self.take(4))[0])
+    def int32(self) -> i64:
+        return int32_at(self._body, self._pass(4))
 
     def value(self) -> bytes | None:
         """A length and as many bytes; length -1 is NULL."""
-        (size,) = _SIGNED32.unpack(self.take(4))
-        if size < -1:
+        size = int32_at(self._body, self._pass(4))
+        if size == 0xFFFFFFFF:
+            return None
+        if size >= 1 << 31:
             raise self.fail("with a value of negative length")
-        return None if size == -1 else self.take(size)
+        return self.take(size)
 
     def format(self) -> Format:
         code = self.int16()
@@ -81,6 +93,16 @@ class Cursor:
         if code == 1:
             return 1
         raise self.fail(f"with format code {code}")
+
+    def formats(self) -> tuple[Format, ...]:
+        """A count and as many format codes."""
+        many = self.int16()
+        if many == 0:
+            return ()
+        found: list[Format] = []
+        while len(found) < many:
+            found.append(self.format())
+        return tuple(found)
 
     @property
     def left(self) -> int:
@@ -102,7 +124,7 @@ class Parse:
     types: tuple[int, ...]  # OIDs; 0 or missing: the server decides
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, init=False)
 class Bind:
     """`formats` and `results` are as sent: none (all text), one for all, or one each."""
 
@@ -111,6 +133,20 @@ class Bind:
     formats: tuple[Format, ...]
     values: tuple[bytes | None, ...]
     results: tuple[Format, ...]
+
+    def __init__(
+        self,
+        portal: bytes,
+        statement: bytes,
+        formats: tuple[Format, ...],
+        values: tuple[bytes | None, ...],
+        results: tuple[Format, ...],
+    ) -> None:
+        self.portal = portal
+        self.statement = statement
+        self.formats = formats
+        self.values = values
+        self.results = results
 
     def format_of(self, index: int) -> Format:
         """The format of a parameter, by its place from 0."""
@@ -153,13 +189,17 @@ def read_parse(body: Body) -> Parse:
 
 def read_bind(body: Body) -> Bind:
     cursor = Cursor(body, "Bind", "client")
-    portal, statement = cursor.string(), cursor.string()
-    formats = tuple(cursor.format() for _ in range(cursor.int16()))
-    values = tuple(cursor.value() for _ in range(cursor.int16()))
-    results = tuple(cursor.format() for _ in range(cursor.int16()))
+    portal = cursor.string()
+    statement = cursor.string()
+    formats = cursor.formats()
+    many = cursor.int16()
+    values: list[bytes | None] = []
+    while len(values) < many:
+        values.append(cursor.value())
+    results = cursor.formats()
     if len(formats) > 1 and len(formats) != len(values):
         raise cursor.fail(f"with {len(formats)} formats for {len(values)} parameters")
-    return cursor.done(Bind(portal, statement, formats, values, results))
+    return cursor.done(Bind(portal, statement, formats, tuple(values), results))
 
 
 def read_named(body: Body, what: Literal["Describe", "Close"]) -> Named:

@@ -12,9 +12,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+from agent.protocols.big_endian import int32_at
 from agent.protocols.session import ProtocolError
+
+if TYPE_CHECKING:
+    from mypy_extensions import i64  # the compiled form's own integers; where nothing is compiled, any int
 
 Side = Literal["client", "server"]
 
@@ -81,19 +86,29 @@ class Back:
     ROW_DESCRIPTION: Final = ord("T")
 
 
-def client_limits(body: int) -> dict[int, int]:
-    """By kind, the most bytes that a client message may have after its header. `body`: of the large ones."""
+Limits = tuple[int, ...]
+"""By kind, the most bytes that a message may have after its header; -1: there is no such kind."""
+
+
+@lru_cache(maxsize=16)
+def client_limits(body: int) -> Limits:
+    """For messages of a client. `body`: of the large ones."""
     small = dict.fromkeys(b"CcfDEHSX", MAX_SMALL)  # as SocketBackend of the server has it
     large = dict.fromkeys(b"BdFPQ", body)
-    return {**small, **large, Front.PASSWORD: MAX_AUTHENTICATION}
+    return _limits({**small, **large, Front.PASSWORD: MAX_AUTHENTICATION})
 
 
-def server_limits(body: int) -> dict[int, int]:
+@lru_cache(maxsize=16)
+def server_limits(body: int) -> Limits:
     """The same for messages of the server."""
     reports = {k: min(body, MAX_REPORT) for k in b"CENAtTGHWS"}
     large = dict.fromkeys(b"DdV", body)
     small = dict.fromkeys(b"KZ123cInsv", MAX_SMALL)
-    return {**small, **reports, **large, Back.AUTHENTICATION: MAX_AUTHENTICATION}
+    return _limits({**small, **reports, **large, Back.AUTHENTICATION: MAX_AUTHENTICATION})
+
+
+def _limits(by_kind: Mapping[int, int]) -> Limits:
+    return tuple(by_kind.get(kind, -1) for kind in range(256))
 
 
 class Message(NamedTuple):
@@ -117,13 +132,13 @@ class Framer:
 
     __slots__ = ("_at", "_buffer", "_limits", "_need", "_part", "_side")
 
-    def __init__(self, side: Side, limits: Mapping[int, int]) -> None:
+    def __init__(self, side: Side, limits: Limits) -> None:
         self._side: Side = side
         self._limits = limits
         self._buffer = b""
-        self._at = 0
+        self._at: i64 = 0
         self._part: bytearray | None = None  # an unfinished message; then the buffer is empty
-        self._need = 0  # bytes that `part` must have before it is looked at again
+        self._need: i64 = 0  # bytes that `part` must have before it is looked at again
 
     @property
     def waiting(self) -> int:
@@ -141,28 +156,33 @@ class Framer:
         part = self._part
         part += data
         if self._need <= HEADER:
-            self._need = self._size(part, 0) or HEADER
+            self._need = self._size(bytes(part[:HEADER]), 0) or HEADER
         if len(part) >= self._need:
             self._buffer, self._part = bytes(part), None
 
     def take(self) -> Message | None:
         """The next whole message, or None until more bytes come. Raises ProtocolError."""
+        raw = self.take_raw()
+        return None if raw is None else Message(raw[0], raw)
+
+    def take_raw(self) -> bytes | None:
+        """As `take`, the bytes alone."""
         at, buffer = self._at, self._buffer
         size = self._size(buffer, at)
         end = at + size
         if size == 0 or end > len(buffer):
             return None
         self._at = end
-        return Message(buffer[at], buffer if at == 0 and end == len(buffer) else buffer[at:end])
+        return buffer if at == 0 and end == len(buffer) else buffer[at:end]
 
     def peek(self) -> int | None:
         """The kind of the message that `take` would give; None while it is not whole."""
         size = self._size(self._buffer, self._at)
         return self._buffer[self._at] if size and self._at + size <= len(self._buffer) else None
 
-    def begins(self) -> int | None:
-        """The kind of the message that begins here, whole or not; None where nothing is left."""
-        return self._buffer[self._at] if self._at < len(self._buffer) else None
+    def begins(self) -> int:
+        """The kind of the message that begins here, whole or not; -1 where nothing is left."""
+        return self._buffer[self._at] if self._at < len(self._buffer) else -1
 
     def take_run(self, kind: int, most: int) -> tuple[bytes, int]:
         """As many whole messages of `kind` as stand here in a row, in one piece, and how many they are.
@@ -170,19 +190,24 @@ class Framer:
         At least one where the next message is one; more only while all of them fit in `most` bytes. (b"", 0)
         where the next message is of another kind, or not whole yet. Raises ProtocolError.
         """
-        buffer, start, count = self._buffer, self._at, 0
-        end = start
-        here, limit, unpack = len(buffer), self._limits.get(kind, -1) + 4, _TYPED.unpack_from
-        while end + HEADER <= here and buffer[end] == kind:
-            size = 1 + unpack(buffer, end)[1]
-            if not HEADER <= size <= limit + 1:
-                self._fail(kind, size - 1)
-            if end + size > here or (count and end + size - start > most):
+        buffer, start = self._buffer, self._at
+        count: i64 = 0
+        end: i64 = start
+        here: i64 = len(buffer)
+        longest: i64 = self._limits[kind] + 4
+        wanted: i64 = kind
+        last: i64 = start + most  # where a run of several messages must end
+        while end + HEADER <= here and buffer[end] == wanted:
+            length = int32_at(buffer, end + 1)
+            if not 4 <= length <= longest:
+                self._fail(kind, length)
+            after = end + 1 + length
+            if after > here or (count and after > last):
                 break
-            end += size
+            end = after
             count += 1
         self._at = end
-        return (buffer if start == 0 and end == len(buffer) else buffer[start:end]), count
+        return (buffer if start == 0 and end == here else buffer[start:end]), count
 
     def rest(self) -> bytes:
         """Everything not taken yet; the framer is empty afterwards."""
@@ -190,21 +215,22 @@ class Framer:
         self._buffer, self._at, self._part = b"", 0, None
         return left
 
-    def _size(self, buffer: bytes | bytearray, at: int) -> int:
+    def _size(self, buffer: bytes, at: i64) -> i64:
         """Bytes of the message that begins at `at`, header included; 0 while its header is not whole."""
-        here = len(buffer) - at
+        here: i64 = len(buffer) - at
         if here < HEADER:
-            if here > 0 and buffer[at] not in self._limits:
+            if here > 0 and self._limits[buffer[at]] < 0:
                 self._fail(buffer[at], 0)
             return 0
-        kind, length = _TYPED.unpack_from(buffer, at)
-        if not 4 <= length <= self._limits.get(kind, -1) + 4:
+        length = int32_at(buffer, at + 1)
+        kind = buffer[at]
+        if not 4 <= length <= self._limits[kind] + 4:
             self._fail(kind, length)
-        return 1 + int(length)
+        return 1 + length
 
     def _fail(self, kind: int, length: int) -> None:
-        limit = self._limits.get(kind)
-        if limit is None:
+        limit = self._limits[kind]
+        if limit < 0:
             raise ProtocolError(
                 "unknown-message", f"a {self._side} message of no known kind ({kind:#04x})", self._side
             )

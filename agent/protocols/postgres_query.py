@@ -17,7 +17,7 @@ from collections.abc import Set as AbstractSet
 from typing import Final
 
 from agent.protocols.postgres_forms import read_empty, read_query, write_query
-from agent.protocols.postgres_messages import HEADER, Front, Message, error_response, message
+from agent.protocols.postgres_messages import HEADER, Front, error_response, message
 from agent.protocols.postgres_query_decide import Refused, Unconfirmed
 from agent.protocols.postgres_query_extended import ExtendedSide
 from agent.protocols.postgres_query_record import MAX_SLICE, denied
@@ -42,7 +42,7 @@ class QueryPhase(ExtendedSide):
     bounds, and the number of the first exchange.
     """
 
-    _stalled: Message | None = None  # read, but what it means is not known yet
+    _stalled: bytes | None = None  # read, but what it means is not known yet
     _aside = 0  # Syncs in the middle of a COPY FROM STDIN: read by the database if the COPY fails
     _client_ended = False
     _never: AbstractSet[int] = frozenset()  # exchanges of an output that was lost
@@ -67,7 +67,7 @@ class QueryPhase(ExtendedSide):
         try:
             self._front.feed(data)
             self._read_client(out)
-            self._count_held("client", len(self._stalled.raw) if self._stalled is not None else 0)
+            self._count_held("client", len(self._stalled) if self._stalled is not None else 0)
         except ProtocolError:
             self._lose(out)
             raise
@@ -77,7 +77,7 @@ class QueryPhase(ExtendedSide):
         out = Output()
         try:
             self._read_answers(out, data)
-            self._count_held("server", len(self._stalled.raw) if self._stalled is not None else 0)
+            self._count_held("server", len(self._stalled) if self._stalled is not None else 0)
         except ProtocolError:
             self._lose(out)
             raise
@@ -139,16 +139,16 @@ class QueryPhase(ExtendedSide):
         while True:
             taken = self._stalled
             if taken is None:
-                taken = front.take()
+                taken = front.take_raw()
                 if taken is None:
                     break
             else:
                 self._stalled = None
-            kind = taken.kind
+            kind = taken[0]
             if self._skipping and kind not in _ENDS:
                 continue
             try:
-                done = not self._must_wait(kind) and self._take(out, kind, taken.raw)
+                done = not self._must_wait(kind) and self._take(out, kind, taken)
             except Unconfirmed:
                 done = False
                 self._ask_catalog(out)  # where something is outstanding, once that is answered
@@ -277,6 +277,6 @@ class QueryPhase(ExtendedSide):
             raise ProtocolError("message-form", "a CopyFail message with a text that does not end with it")
         self._copying = self._copied = False
         self._aside = 0
-        if copy.kind is Kind.EXECUTE:
+        if copy.kind == Kind.EXECUTE:
             self._copy = None  # no second COPY can follow; in a Query one may
         out.to_server.append(raw)

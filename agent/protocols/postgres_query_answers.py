@@ -42,11 +42,7 @@ class AnsweringSide(RowsSide):
         super().__init__(engine, conversation, judge, guard, where, bounds, n_from)
         self._answers: dict[int, Callable[[Output, bytes], None]] = {
             Back.PARSE_COMPLETE: self._on_parsed,
-            Back.BIND_COMPLETE: self._on_bound,
             Back.CLOSE_COMPLETE: self._on_closed,
-            Back.COMMAND_COMPLETE: self._on_complete,
-            Back.READY_FOR_QUERY: self._on_ready,
-            Back.ROW_DESCRIPTION: self._on_columns,
             Back.NO_DATA: self._on_no_data,
             Back.PARAMETER_DESCRIPTION: self._on_types,
             Back.EMPTY_QUERY: self._on_empty,
@@ -81,7 +77,7 @@ class AnsweringSide(RowsSide):
         back = self._back
         while True:
             kind = back.begins()
-            if kind is None:
+            if kind < 0:
                 return
             if (kind == Back.DATA_ROW or kind == Back.COPY_DATA) and not self._catalog.under_way:
                 run, count = back.take_run(kind, MAX_SLICE)
@@ -89,26 +85,36 @@ class AnsweringSide(RowsSide):
                     return
                 self._on_rows(out, kind, run, count)
                 continue
-            taken = back.take()
+            taken = back.take_raw()
             if taken is None:
                 return
             if self._catalog.under_way:
-                self._on_catalog(out, kind, taken.raw)
+                self._on_catalog(out, kind, taken)
                 continue
-            answer = self._answers.get(kind)
-            if answer is None:
-                self._unexpected(kind)
-            answer(out, taken.raw)
+            match kind:  # the usual ones
+                case Back.BIND_COMPLETE:
+                    self._empty(out, taken, Kind.BIND)
+                case Back.ROW_DESCRIPTION:
+                    self._on_columns(out, taken)
+                case Back.COMMAND_COMPLETE:
+                    self._on_complete(out, taken)
+                case Back.READY_FOR_QUERY:
+                    self._on_ready(out, taken)
+                case _:
+                    answer = self._answers.get(kind)
+                    if answer is None:
+                        self._unexpected(kind)
+                    answer(out, taken)
 
     # -- messages that end an entry without rows ---------------------------------------------------
 
-    def _take_head(self, raw: bytes, wanted: Kind) -> Entry:
+    def _take_head(self, raw: bytes, wanted: int) -> Entry:
         queue = self._queue
-        if not queue or queue[0].kind is not wanted or queue[0].error is not None:
+        if not queue or queue[0].kind != wanted or queue[0].error is not None:
             self._unexpected(raw[0])  # a refused message that succeeds ends here too
         return queue.popleft()
 
-    def _empty(self, out: Output, raw: bytes, wanted: Kind) -> None:
+    def _empty(self, out: Output, raw: bytes, wanted: int) -> None:
         if len(raw) != HEADER:
             raise ProtocolError("message-form", f"a {chr(raw[0])!r} message that is not empty", "server")
         if not self._take_head(raw, wanted).ours and self._muted is None:
@@ -117,14 +123,11 @@ class AnsweringSide(RowsSide):
     def _on_parsed(self, out: Output, raw: bytes) -> None:
         self._empty(out, raw, Kind.PARSE)
 
-    def _on_bound(self, out: Output, raw: bytes) -> None:
-        self._empty(out, raw, Kind.BIND)
-
     def _on_closed(self, out: Output, raw: bytes) -> None:
         self._empty(out, raw, Kind.CLOSE)
 
     def _on_types(self, out: Output, raw: bytes) -> None:
-        if not self._queue or self._queue[0].kind is not Kind.DESCRIBE_STATEMENT:
+        if not self._queue or self._queue[0].kind != Kind.DESCRIBE_STATEMENT:
             self._unexpected(raw[0])
         entry = self._queue[0]
         if entry.statement is not None:
@@ -153,7 +156,7 @@ class AnsweringSide(RowsSide):
         if entry is None:
             self._unexpected(raw[0])
         self._copy_out = False
-        if entry.kind is Kind.SYNC:
+        if entry.kind == Kind.SYNC:
             if self._muted is None:
                 out.to_client.append(self._shown_error(raw, fields, self._last))
             return
@@ -169,7 +172,7 @@ class AnsweringSide(RowsSide):
                 outcome = "failed" if skipped.error is None else "refused"
                 skipped.exchange.finish(out, outcome, "skipped: an earlier message of the pipeline failed")  # type: ignore[arg-type]
         for gone in failed:
-            if gone.kind is Kind.EXECUTE and gone.reading is not None:
+            if gone.kind == Kind.EXECUTE and gone.reading is not None:
                 self._conversation.settle(gone.reading, 0, None)
             self._release_entry(gone)
         self._names.take_back(failed, queue)
@@ -238,7 +241,7 @@ class AnsweringSide(RowsSide):
         if entry is None or entry.kind not in (Kind.SYNC, Kind.QUERY, Kind.CALL) or self._copy_out:
             self._unexpected(raw[0])
         queue.popleft()
-        if entry.kind is Kind.SYNC:
+        if entry.kind == Kind.SYNC:
             self._names.end_segment(status)
         else:
             self._end_query(out, entry)
@@ -249,7 +252,7 @@ class AnsweringSide(RowsSide):
         if not queue:
             self._moved = False
         self._conversation.ended(status)
-        if self._muted is None or self._muted is entry.kind:
+        if self._muted is None or self._muted == entry.kind:
             self._muted = None
             out.to_client.append(raw)
         self._ask_catalog(out)

@@ -21,7 +21,8 @@ from agent.protocols.postgres_query_link import INSUFFICIENT_PRIVILEGE, POISON, 
 from agent.protocols.postgres_query_record import Exchange, denied
 from agent.protocols.postgres_query_state import MAX_PORTALS, MAX_STATEMENTS, Entry, Kind, Portal, Statement
 from agent.protocols.session import Output
-from agent.protocols.sql import Fault, Parameter, Reading, Rewriting
+from agent.protocols.sql import Fault, Reading, Rewriting
+from agent.protocols.sql_made import Parameter
 from policy.model import Operation, Verdict
 
 # What ends an aborted transaction: all that the database still runs in one.
@@ -55,6 +56,7 @@ class Unconfirmed(Exception):
 class DecidingSide(AnsweringSide):
     """The part of a session between a whole message of the client and the database."""
 
+    _calm: Reading | None = None  # the last one that was forwarded and can change nothing
     _confirmed = False  # the catalog was asked since the message at hand was first read
     _turn = 0  # counts reads: what was judged in this one was judged under the policy of this moment
 
@@ -126,7 +128,7 @@ class DecidingSide(AnsweringSide):
             verdict, rewriting = known.verdict, known.rewriting
         else:
             verdict = self._allow(reading, operation)
-            if same and verdict == known.verdict:
+            if same and (verdict is known.verdict or verdict == known.verdict):
                 verdict, rewriting = known.verdict, known.rewriting
             else:
                 rewriting = self._rewrite(reading, operation, verdict)
@@ -264,7 +266,7 @@ class DecidingSide(AnsweringSide):
     def _refuse(
         self,
         out: Output,
-        kind: Kind,
+        kind: int,
         refused: Refused,
         parameters: Sequence[Parameter] = (),
         head: dict[str, str] | None = None,
@@ -292,7 +294,7 @@ class DecidingSide(AnsweringSide):
             entry.kind = Kind.PARSE
             self._open = True
             self._skipping = True  # it fails, or something before it did: the rest is skipped either way
-        elif entry.kind is Kind.QUERY:
+        elif entry.kind == Kind.QUERY:
             self._names.drop_statement(entry, b"")
             self._names.drop_portal(entry, b"")
         out.to_server.append(poison)
@@ -300,6 +302,8 @@ class DecidingSide(AnsweringSide):
 
     def _has_effects(self, entry: Entry, reading: Reading) -> None:
         """What the text that is forwarded now may change."""
+        if reading is self._calm:
+            return
         if reading.forgets or reading.closes:
             self._names.forget(entry, reading.forgets, reading.closes)
         if reading.forgets or reading.closes or reading.changes:
@@ -310,3 +314,5 @@ class DecidingSide(AnsweringSide):
             self._moved = True
         if reading.copies == "in":
             self._copy = entry
+        elif not (entry.effects or self._moved):
+            self._calm = reading  # and it has changed nothing else either

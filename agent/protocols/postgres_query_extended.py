@@ -26,7 +26,7 @@ from agent.protocols.postgres_messages import HEADER, Front
 from agent.protocols.postgres_query_decide import DecidingSide, Refused
 from agent.protocols.postgres_query_state import MAX_NAME, Entry, Kind, Portal, Statement
 from agent.protocols.session import Output
-from agent.protocols.sql import Parameter
+from agent.protocols.sql_made import Parameter
 
 MAX_KEPT_BIND: Final = 256  # bytes
 MAX_KEPT_FORM: Final = 64  # bytes of a Describe or an Execute whose form is kept
@@ -215,7 +215,7 @@ class ExtendedSide(DecidingSide):
         if not self._names.is_settled(portal):
             return False
         statement = portal.statement
-        head = names_of(statement.name, portal.name) if statement.name or portal.name else None
+        head = statement.head if not portal.name else names_of(statement.name, portal.name)
         try:
             self._decide_execute(portal, form.max_rows)
         except Refused as refused:
@@ -308,10 +308,10 @@ def parameters_of(form: Bind, types: tuple[int, ...]) -> tuple[Parameter, ...]:
     if not form.values:
         return ()
     known = len(types)
-    return tuple(
-        Parameter(types[i] if i < known else 0, form.format_of(i), value)
-        for i, value in enumerate(form.values)
-    )
+    found: list[Parameter] = []
+    for i, value in enumerate(form.values):
+        found.append(Parameter(types[i] if i < known else 0, form.format_of(i), value))
+    return tuple(found)
 
 
 def _no_statement(name: bytes) -> str:

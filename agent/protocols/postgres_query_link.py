@@ -24,7 +24,7 @@ from agent.protocols.postgres_messages import (
     server_limits,
 )
 from agent.protocols.postgres_query_record import Recorder
-from agent.protocols.postgres_query_state import Entry, Kind, Names, Portal, Queue, has_sync
+from agent.protocols.postgres_query_state import NAMES, Entry, Kind, Names, Portal, Queue, has_sync
 from agent.protocols.postgres_wants import CatalogQuery
 from agent.protocols.session import Bounds, Judge, Output, ProtocolError
 from agent.protocols.sql import Column, Conversation, SqlEngine, Where
@@ -70,7 +70,7 @@ class Link:
         self._copied = False  # CopyData was forwarded for it
         self._copy_out = False  # the database sends CopyData now
         self._moved = False  # client_encoding may be changing
-        self._muted: Kind | None = None  # answers are thrown away up to the ReadyForQuery of this kind
+        self._muted: int | None = None  # answers are thrown away up to the ReadyForQuery of this kind
         self._known: dict[bytes, tuple[Column, ...]] = {}
         self._hold: Hold | None = None  # of the bytes that wait here
         self._last: Verdict | None = None  # of the last exchange: for what comes outside of any
@@ -92,7 +92,7 @@ class Link:
             raise ProtocolError(REASON, self._bounds.budget.message, side)
 
     def _unexpected(self, kind: int) -> NoReturn:
-        waits = self._queue[0].kind.name if self._queue else "nothing"
+        waits = NAMES[self._queue[0].kind] if self._queue else "nothing"
         raise ProtocolError(
             "unexpected", f"the database sent {chr(kind)!r} where {waits} was to be answered", "server"
         )
@@ -126,12 +126,12 @@ class Link:
             exchange.add(b"", error_response(INSUFFICIENT_PRIVILEGE, refusal.message))
             exchange.finish(out, "refused", refusal.message)
         entry.exchange = None
-        if entry.kind is Kind.QUERY:
+        if entry.kind == Kind.QUERY:
             self._muted = Kind.QUERY
             return
         self._muted = Kind.SYNC
         for later in self._queue:
-            if later.kind is Kind.SYNC:
+            if later.kind == Kind.SYNC:
                 break
             if later.exchange is not None:
                 later.exchange.finish(out, "refused", "an earlier answer of the pipeline was refused")
@@ -146,7 +146,7 @@ class Link:
 
 
 def head_of(entry: Entry) -> dict[str, str]:
-    head = {"phase": entry.kind.name.lower().replace("_", "-")}
+    head = {"phase": NAMES[entry.kind]}
     if entry.statement is not None and entry.statement.name:
         head["statement-name"] = entry.statement.name.decode("utf-8", "replace")
     if isinstance(entry.portal, Portal) and entry.portal.name:

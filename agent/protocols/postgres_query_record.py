@@ -14,13 +14,14 @@ from hashlib import sha256
 from typing import Final, Literal
 
 from agent.protocols.session import Abort, Chunk, Intent, Masked, Output, Result
-from agent.protocols.sql import Conversation, Parameter, Plan, Reading, Released, Rewriting, SqlEngine, Where
+from agent.protocols.sql import Conversation, Plan, Reading, Rewriting, SqlEngine, Where
+from agent.protocols.sql_made import Described, Parameter, Released
 from policy.model import ANY_COLLECTION, Action, Operation, Verdict
 
 MAX_SLICE: Final = 256 * 1024  # bytes of an answer in one record
 RELEASE_AT: Final = 32 * 1024  # an answer that is not whole after a read is handed out above this
 MAX_IDS: Final = 10_000  # identifiers of rows kept for one result
-EMPTY_SHA256: Final = sha256().digest()
+_NOTHING: Final = Described(b"", b"", 0)
 
 
 class Exchange:
@@ -160,7 +161,7 @@ def _merged(known: tuple[Masked, ...], more: tuple[Masked, ...]) -> tuple[Masked
 class Recorder:
     """Makes the exchanges of one connection and the records of what a client sends."""
 
-    __slots__ = ("_conversation", "_described", "_digested", "_engine", "_guard", "_head", "n")
+    __slots__ = ("_conversation", "_engine", "_guard", "_head", "_merged", "n")
 
     def __init__(
         self, engine: SqlEngine, conversation: Conversation, guard: str, where: Where, n_from: int
@@ -169,10 +170,9 @@ class Recorder:
         self._conversation = conversation
         self._guard = guard
         self.n = n_from - 1  # of the last exchange
-        self._described = b""  # the body of the last exchange, and its SHA-256
-        self._digested = EMPTY_SHA256
         named = where.user if where.named is None else where.named
-        self._head: Mapping[str, str] = {"user": named, "database": where.database}
+        self._head = {"user": named, "database": where.database}
+        self._merged: tuple[dict[str, str], Mapping[str, str], dict[str, str]] | None = None
         if named != where.user:
             self._head = {**self._head, "upstream-user": where.user}
         name = where.parameters.get("application_name")
@@ -206,28 +206,38 @@ class Recorder:
         """Record that something is about to be forwarded, or refused."""
         self.n += 1
         exchange = Exchange(self.n, verdict, rewriting)
-        body = b"" if reading is None else self._conversation.describe(reading, parameters)
-        recorded: bytes | None = body
+        level = verdict.level
+        told = _NOTHING
+        if reading is not None:
+            told = self._conversation.describe(reading, parameters, level == "masked")
+        recorded: bytes | None = None
         cut = 0
-        if verdict.level == "masked":
-            recorded, cut = self._engine.digest(body) if body else (body, 0)
-        elif verdict.level != "full":
-            recorded = None
-        if body is not self._described:  # an engine gives a statement that it knows as the same object
-            self._described, self._digested = body, sha256(body).digest()
+        if level == "masked":
+            recorded, cut = told.recorded, told.cut
+        elif level == "full":
+            recorded = told.body
         out.records.append(
             Intent(
                 self.n,
                 operation,
                 verdict,
-                self._head if head is None else {**self._head, **head},
+                self._head if head is None else self._with_head(head),
                 recorded,
-                self._digested,
-                len(body),
+                told.sha256,
+                len(told.body),
                 cut,
             )
         )
         return exchange
+
+    def _with_head(self, head: Mapping[str, str]) -> dict[str, str]:
+        """The connection's head with an exchange's own; a statement's is the very same one each time."""
+        last = self._merged
+        if last is not None and last[0] is self._head and last[1] is head:
+            return last[2]
+        made = {**self._head, **head}
+        self._merged = (self._head, head, made)
+        return made
 
     @staticmethod
     def piece(out: Output, exchange: Exchange, data: bytes) -> None:

@@ -54,7 +54,7 @@ class RowsSide(Link):
             self._known[raw] = columns
         entry = queue[0]
         try:
-            if entry.kind is Kind.QUERY:
+            if entry.kind == Kind.QUERY:
                 self._begin_rows(entry, raw, columns)
                 return
             if entry.kind not in (Kind.DESCRIBE_STATEMENT, Kind.DESCRIBE_PORTAL):
@@ -200,7 +200,7 @@ class RowsSide(Link):
             tag = _read_tag(raw)
         exchange, reading = entry.exchange, entry.reading
         self._copying = False
-        if entry.kind is Kind.QUERY:
+        if entry.kind == Kind.QUERY:
             if reading is not None:
                 if 0 < len(reading.methods) <= entry.index:
                     raise ProtocolError(
@@ -224,7 +224,7 @@ class RowsSide(Link):
 
     def _on_empty(self, out: Output, raw: bytes) -> None:
         entry = self._statement_head(raw[0])
-        if entry.kind is Kind.QUERY:
+        if entry.kind == Kind.QUERY:
             if entry.exchange is not None:
                 entry.exchange.add(raw)
             return
@@ -232,7 +232,7 @@ class RowsSide(Link):
 
     def _on_suspended(self, out: Output, raw: bytes) -> None:
         entry = self._statement_head(raw[0])
-        if entry.kind is Kind.QUERY:
+        if entry.kind == Kind.QUERY:
             self._unexpected(raw[0])
         tag = None
         shown = raw

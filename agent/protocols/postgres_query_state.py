@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from agent.protocols.postgres_forms import Format
-from agent.protocols.sql import Column, Parameter, Plan, Reading, Rewriting
+from agent.protocols.sql import Column, Plan, Reading, Rewriting
+from agent.protocols.sql_made import Parameter
 from policy.model import Operation, Verdict
 
 if TYPE_CHECKING:
@@ -28,18 +28,23 @@ MAX_PORTALS: Final = 1_024  # portals of one connection
 MAX_NAME: Final = 63  # bytes: the server cuts longer names off, and two of them could be one
 
 
-class Kind(IntEnum):
-    """What an entry of the queue awaits."""
+class Kind:
+    """What an entry of the queue awaits. Plain numbers: an enum's members are looked up at every use."""
 
-    PARSE = 0
-    BIND = 1
-    DESCRIBE_STATEMENT = 2
-    DESCRIBE_PORTAL = 3
-    EXECUTE = 4
-    CLOSE = 5
-    SYNC = 6
-    QUERY = 7
-    CALL = 8
+    PARSE: Final = 0
+    BIND: Final = 1
+    DESCRIBE_STATEMENT: Final = 2
+    DESCRIBE_PORTAL: Final = 3
+    EXECUTE: Final = 4
+    CLOSE: Final = 5
+    SYNC: Final = 6
+    QUERY: Final = 7
+    CALL: Final = 8
+
+
+NAMES: Final = (
+    "parse", "bind", "describe-statement", "describe-portal", "execute", "close", "sync", "query", "call"
+)  # fmt: skip
 
 
 @dataclass(slots=True, eq=False)
@@ -63,56 +68,106 @@ class Statement:
     whole: Operation | None = None  # the operation with all its rows, where parameters change nothing
     shape: tuple[tuple[Format, ...], tuple[Column, ...] | None, tuple[Column, ...]] | None = None
     plan: tuple[Rewriting, object, Verdict, Plan] | None = None  # the last one made, and what it was made of
+    head: dict[str, str] | None = None  # what the record calls it; the very same dict each time
+
+    def __post_init__(self) -> None:
+        if self.name:
+            self.head = {"statement-name": self.name.decode("utf-8", "replace")}
 
 
-@dataclass(slots=True, eq=False)
 class Portal:
     """A statement with its values, as it was judged when it was bound."""
 
-    name: bytes
-    statement: Statement
-    segment: int
-    reading: Reading
-    parameters: tuple[Parameter, ...]
-    results: tuple[Format, ...]
-    rows: int  # the most rows it was judged for; 0: all
-    operation: Operation
-    verdict: Verdict
-    rewriting: Rewriting
-    turn: int
-    epoch: int
-    size: int  # bytes of its values
-    described: bool = False  # a Describe of it was forwarded
-    columns: tuple[Column, ...] | None = None
+    __slots__ = (
+        "columns", "described", "epoch", "name", "operation", "parameters", "reading", "results", "rewriting",
+        "rows", "segment", "size", "statement", "turn", "verdict",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: bytes,
+        statement: Statement,
+        segment: int,
+        reading: Reading,
+        parameters: tuple[Parameter, ...],
+        results: tuple[Format, ...],
+        rows: int,
+        operation: Operation,
+        verdict: Verdict,
+        rewriting: Rewriting,
+        turn: int,
+        epoch: int,
+        size: int,
+    ) -> None:
+        """`rows`: the most rows it was judged for, 0 for all. `size`: bytes of its values."""
+        self.name = name
+        self.statement = statement
+        self.segment = segment
+        self.reading = reading
+        self.parameters = parameters
+        self.results = results
+        self.rows = rows
+        self.operation = operation
+        self.verdict = verdict
+        self.rewriting = rewriting
+        self.turn = turn
+        self.epoch = epoch
+        self.size = size
+        self.described = False  # a Describe of it was forwarded
+        self.columns: tuple[Column, ...] | None = None
 
 
-@dataclass(slots=True, eq=False)
 class Entry:
     """One message to the database whose answer is awaited, in order."""
 
-    kind: Kind
-    ours: bool = False  # we put it in: its answer is not the client's
-    statement: Statement | None = None
-    portal: Portal | None = None
-    exchange: Exchange | None = None
-    reading: Reading | None = None
-    operation: Operation | None = None
-    verdict: Verdict | None = None
-    rewriting: Rewriting | None = None
-    error: bytes | None = None  # it stands for a refused message: its error is replaced by this one
-    sqlstate: str | None = None  # of that
-    undo: list[_Change] | None = None
-    effects: bool = False  # what it executes may change what later texts and names mean
-    index: int = 0  # of the statements in its text, the one that is answered now
-    all_rows: bool = False  # a clamp stops it, but the client asked for all: it must look complete
+    __slots__ = (
+        "all_rows", "effects", "error", "exchange", "index", "kind", "operation", "ours", "portal", "reading",
+        "rewriting", "sqlstate", "statement", "undo", "verdict",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        kind: int,
+        ours: bool = False,
+        statement: Statement | None = None,
+        portal: Portal | None = None,
+        exchange: Exchange | None = None,
+        reading: Reading | None = None,
+        operation: Operation | None = None,
+        verdict: Verdict | None = None,
+        rewriting: Rewriting | None = None,
+        error: bytes | None = None,
+        sqlstate: str | None = None,
+    ) -> None:
+        """`ours`: we put it in, its answer is not the client's. `error`: it stands for a refused message,
+        and its error is replaced by this one, of `sqlstate`."""
+        self.kind = kind
+        self.ours = ours
+        self.statement = statement
+        self.portal = portal
+        self.exchange = exchange
+        self.reading = reading
+        self.operation = operation
+        self.verdict = verdict
+        self.rewriting = rewriting
+        self.error = error
+        self.sqlstate = sqlstate
+        self.undo: list[_Change] | None = None
+        self.effects = False  # what it executes may change what later texts and names mean
+        self.index = 0  # of the statements in its text, the one that is answered now
+        self.all_rows = False  # a clamp stops it, but the client asked for all: it must look complete
 
 
-@dataclass(slots=True, eq=False)
 class _Change:
-    table: dict[bytes, object]
-    name: bytes
-    old: object | None
-    new: object | None
+    __slots__ = ("name", "new", "old", "table")
+
+    def __init__(
+        self, table: dict[bytes, object], name: bytes, old: object | None, new: object | None
+    ) -> None:
+        self.table = table
+        self.name = name
+        self.old = old
+        self.new = new
 
 
 class Names:
@@ -205,13 +260,13 @@ Queue = deque[Entry]  # outstanding messages in order; no class of its own, whic
 def cut_segment(queue: Queue) -> list[Entry]:
     """Take out everything up to the next Sync, which stays: what the server skips after an error."""
     taken: list[Entry] = []
-    while queue and queue[0].kind is not Kind.SYNC:
+    while queue and queue[0].kind != Kind.SYNC:
         taken.append(queue.popleft())
     return taken
 
 
 def has_sync(queue: Queue) -> bool:
-    return any(entry.kind is Kind.SYNC for entry in queue)
+    return any(entry.kind == Kind.SYNC for entry in queue)
 
 
 def shaped(statement: Statement, results: tuple[Format, ...]) -> tuple[Column, ...] | None:

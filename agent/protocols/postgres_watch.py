@@ -32,7 +32,8 @@ from agent.protocols.postgres_query_state import (
     shaped,
 )
 from agent.protocols.session import Output, ProtocolError
-from agent.protocols.sql import Column, Parameter, Plan, Reading, Rewriting
+from agent.protocols.sql import Column, Plan, Reading, Rewriting
+from agent.protocols.sql_made import Parameter
 from policy.model import Verdict
 
 
@@ -40,7 +41,7 @@ class WatchingSide(AnsweringSide):
     """Follows one connection from its first ReadyForQuery on."""
 
     def _on_call(self, out: Output, raw: bytes) -> None:
-        if not self._queue or self._queue[0].kind is not Kind.CALL:
+        if not self._queue or self._queue[0].kind != Kind.CALL:
             self._unexpected(raw[0])
 
     def watch_client(self, out: Output, data: bytes) -> None:
@@ -92,7 +93,7 @@ class WatchingSide(AnsweringSide):
         if entry.kind in (Kind.DESCRIBE_STATEMENT, Kind.DESCRIBE_PORTAL):
             self._learn_columns(entry, columns)
             queue.popleft()
-        elif entry.kind is Kind.QUERY and entry.exchange is not None:
+        elif entry.kind == Kind.QUERY and entry.exchange is not None:
             entry.exchange.plan = self._watching_plan(entry, entry.exchange, columns)
             entry.exchange.add(raw)
         else:
@@ -139,7 +140,7 @@ class WatchingSide(AnsweringSide):
         entry = self._queue[0] if self._queue else None
         if entry is None or entry.kind not in (Kind.EXECUTE, Kind.QUERY):
             self._unexpected(raw[0])
-        while len(self._queue) > 1 and self._queue[1].kind is Kind.SYNC:
+        while len(self._queue) > 1 and self._queue[1].kind == Kind.SYNC:
             del self._queue[1]  # the database passes over it inside the COPY
             self._names.segment -= 1
         if len(self._queue) > 1:
@@ -221,7 +222,7 @@ class WatchingSide(AnsweringSide):
     def _begin_watching(
         self,
         out: Output,
-        kind: Kind,
+        kind: int,
         reading: Reading | None,
         parameters: tuple[Parameter, ...],
         rows: int,

@@ -13,19 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from agent.protocols.session import Masked
+from agent.protocols.sql_made import Described, Parameter, Released
 from policy.model import Operation, Verdict
 
 Rows = Sequence[Sequence[str | None]]  # a result in text format, as our own catalog queries get it
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """One value of a Bind message (PostgreSQL docs, 54.7 Message Formats)."""
-
-    type: int  # OID as declared in Parse or told by ParameterDescription; 0: not known
-    format: Literal[0, 1]  # 0 text, 1 binary
-    value: bytes | None  # None: NULL
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,18 +97,6 @@ class Rewriting:
         None  # the most rows an Execute may ask for (clamp without a rewrite); None: no bound
     )
     notices: tuple[str, ...] = ()  # to tell the client (NOTICE): what was clamped
-
-
-@dataclass(slots=True)
-class Released:
-    """A run of DataRow or CopyData messages after masking, whole messages with their headers."""
-
-    released: bytes  # for the client; the input object itself where nothing had to change
-    recorded: bytes  # for the record at level masked: vectors replaced by dimension and digest
-    rows: int  # -1: nothing was looked at, so not counted; the CommandComplete tag (or the session) knows
-    ids: tuple[str, ...] = ()
-    vectors_cut: int = 0  # vectors replaced in `recorded`
-    masks: tuple[Masked, ...] = ()
 
 
 class Plan(Protocol):
@@ -201,9 +180,9 @@ class Conversation(Protocol):
         """ErrorResponse or NoticeResponse fields (by their one-letter code) as the client may see them."""
         ...
 
-    def describe(self, reading: Reading, parameters: Sequence[Parameter]) -> bytes:
-        """The request body of an exchange for the record: JSON of the statement and its decoded parameters,
-        vectors as they are (the engine's `digest` replaces them by level)."""
+    def describe(self, reading: Reading, parameters: Sequence[Parameter], masked: bool) -> Described:
+        """The request of an exchange for the record: JSON of the statement and its decoded parameters.
+        `masked`: its recorded form is wanted too."""
         ...
 
 
@@ -217,7 +196,3 @@ class SqlEngine(Protocol):
     def masked_fields_known(self) -> frozenset[str]: ...
 
     def converse(self, guard: str, where: Where) -> Conversation: ...
-
-    def digest(self, body: bytes) -> tuple[bytes, int]:
-        """A described statement with each vector replaced by its dimension and SHA-256, and how many were."""
-        ...

@@ -38,9 +38,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "agent.engines": (
         "policy",
         "agent.engines",
+        "agent.protocols.big_endian",
         "agent.protocols.http",
         "agent.protocols.session",
         "agent.protocols.sql",
+        "agent.protocols.sql_made",
     ),
     "agent.kernel": ("policy.model", "agent.kernel", "agent.config"),
     "agent.identity": ("policy.model", "agent.identity", "agent.kernel"),

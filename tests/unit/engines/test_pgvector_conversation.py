@@ -12,7 +12,8 @@ from agent.engines import sql_catalog_queries as queries
 from agent.engines.pgvector import PgvectorConversation, PgvectorEngine
 from agent.engines.pgvector_catalogs import BELIEVED, MAX_CACHED, MAX_CACHED_BYTES, Cache, weight
 from agent.protocols.http import Refusal
-from agent.protocols.sql import Parameter, Reading, Rows, Where
+from agent.protocols.sql import Reading, Rows, Where
+from agent.protocols.sql_made import Parameter
 from policy.model import Action, Verdict
 from tests.unit.engines.sql_recorded import recording
 

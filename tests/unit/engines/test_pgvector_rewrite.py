@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from struct import pack
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent.engines import pgvector_values as values
-from agent.engines.pgvector_describe import describe, digest
+from agent.engines.pgvector_describe import Stated, describe
 from agent.engines.pgvector_errors import show_error
 from agent.engines.pgvector_kept import Kept
 from agent.engines.pgvector_rewrite import Rewritten, rewrite
@@ -20,7 +22,7 @@ from agent.engines.sql_parse import parse
 from agent.engines.sql_tree import Attribute, Relation, Resolved
 from agent.engines.sql_walk import resolve
 from agent.protocols.http import Refusal
-from agent.protocols.sql import Parameter
+from agent.protocols.sql_made import Parameter
 from policy.model import Limit, Mask, Verdict
 
 KEY = b"k" * 32
@@ -278,27 +280,49 @@ def test_a_message_of_names_passes_but_not_what_a_function_raised() -> None:
 
 def test_vectors_of_a_statement_and_its_parameters_are_digested() -> None:
     vector = "[1,2,3,4,5,6,7,8]"
-    body = describe(
-        f"SELECT '{vector}' <-> $1, '[1,2]'",
-        [
-            Parameter(90001, 0, vector.encode()),
-            Parameter(90001, 1, pack("!HH8f", 8, 0, 1, 2, 3, 4, 5, 6, 7, 8)),
-            Parameter(values.TEXT, 0, b"plain"),
-            Parameter(values.INT4, 1, pack("!i", 7)),
-            Parameter(0, 1, b"\xff"),
-            Parameter(values.TEXT, 0, None),
-        ],
-        {90001: "vector"},
-    )
-    assert body.count(vector.encode()) == 3
-    short, count = digest(body)
-    assert count == 3
+    stated = Stated(f"SELECT '{vector}' <-> $1, '[1,2]'")
+    parameters = [
+        Parameter(90001, 0, vector.encode()),
+        Parameter(90001, 1, pack("!HH8f", 8, 0, 1, 2, 3, 4, 5, 6, 7, 8)),
+        Parameter(values.TEXT, 0, b"plain"),
+        Parameter(values.INT4, 1, pack("!i", 7)),
+        Parameter(0, 1, b"\xff"),
+        Parameter(values.TEXT, 0, None),
+    ]
+    made = describe(stated, parameters, {90001: "vector"}, True)
+    assert made.body.count(vector.encode()) == 3
+    assert made.sha256 == hashlib.sha256(made.body).digest()
+    short = made.recorded
+    assert made.cut == 3
     assert vector.encode() not in short
     assert short.count(b'"dim":8') + short.count(b'\\"dim\\":8') == 3
     for kept in (b"'[1,2]'", b'"plain"', b'"7"', b'{"base64":"/w==","type":0}', b"null"):
         assert kept in short
+    for body in (made.body, short):
+        assert set(msgspec.json.decode(body)) == {"statement", "parameters"}
+    full = describe(stated, parameters, {90001: "vector"}, False)
+    assert (full.body, full.recorded) == (made.body, made.body)
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"\xff", b'{"statement":1}', b"[" * 100_000])
-def test_any_body_can_be_digested(body: bytes) -> None:
-    assert digest(body) == (body, 0)
+@pytest.mark.parametrize(
+    ("value", "dim"),
+    [
+        ("[1,2,3,4,5,6,7,8]", 8),
+        (" [ 1.5e-3 , -2,+3,.4,5.,6,7,8 ]\n", 8),
+        ("{1,2,3,4,5,6,7,8,9}", 9),
+        ("{1:0.5,7:2}/100", 100),
+        ("[" + ",".join(["0.25"] * 768) + "]", 768),
+        ("[1,2,3,4,5,6,7]", 0),
+        ('["1","2","3","4","5","6","7","8"]', 0),
+        ("{2024-01-01,2024-01-02,2024-01-03,2024-01-04,2024-01-05,2024-01-06,2024-01-07,2024-01-08}", 0),
+        ("[1,2,3,4],[5,6,7,8,9]", 0),
+        ("a [1,2,3] b", 0),
+    ],
+)
+def test_a_parameter_that_is_a_vector_is_told_from_other_texts(value: str, dim: int) -> None:
+    made = describe(Stated("SELECT $1"), [Parameter(0, 0, value.encode())], {}, True)
+    (told,) = msgspec.json.decode(made.recorded)["parameters"]
+    if dim:
+        assert told == {"dim": dim, "sha256": hashlib.sha256(value.strip().encode()).hexdigest()}
+    else:
+        assert (told, made.cut) == (value, 0)

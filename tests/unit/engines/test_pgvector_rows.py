@@ -18,6 +18,7 @@ from agent.engines.sql_tree import Attribute, Origin, Output, Relation, Resolved
 from agent.protocols.http import Refusal
 from agent.protocols.session import Masked
 from agent.protocols.sql import Column
+from agent.protocols.sql_made import Released
 from policy.mask import token
 from policy.model import Action, Mask, Verdict
 
@@ -268,16 +269,20 @@ def test_rows_that_are_not_as_announced_are_not_released(run: bytes) -> None:
         release([column("id"), column("title")], run, masks=(Mask("r", field="title"),))
 
 
+def told(made: Released) -> Any:
+    return made.released, made.recorded, made.rows, made.ids, made.vectors_cut, made.masks
+
+
 def walk(plan: Any, run: bytes) -> Any:
     try:
-        return plan._walk(run)
+        return told(plan._walk(run))
     except (IndexError, error):
         return "refused"
 
 
 def keys(plan: Any, run: bytes) -> Any:
     try:
-        return plan._read_keys(run)
+        return told(plan._read_keys(run))
     except (IndexError, error):
         return "refused"
 

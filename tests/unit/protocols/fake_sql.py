@@ -16,18 +16,8 @@ from typing import Literal
 
 from agent.protocols.http import Refusal
 from agent.protocols.session import Masked
-from agent.protocols.sql import (
-    Column,
-    Conversation,
-    Fault,
-    Parameter,
-    Plan,
-    Reading,
-    Released,
-    Rewriting,
-    Rows,
-    Where,
-)
+from agent.protocols.sql import Column, Conversation, Fault, Plan, Reading, Rewriting, Rows, Where
+from agent.protocols.sql_made import Described, Parameter, Released
 from policy.login import Login
 from policy.model import Action, Operation, Verdict
 
@@ -205,9 +195,10 @@ class FakeConversation:
             return {**fields, "M": fields["M"].replace("secret", "******")}
         return fields
 
-    def describe(self, reading: Reading, parameters: Sequence[Parameter]) -> bytes:
+    def describe(self, reading: Reading, parameters: Sequence[Parameter], masked: bool) -> Described:
         values = [None if p.value is None else p.value.decode("latin-1") for p in parameters]
-        return json.dumps({"text": reading.text, "parameters": values}).encode()
+        body = json.dumps({"text": reading.text, "parameters": values}).encode()
+        return Described(body, body.replace(b"VECTOR", b"DIGEST"), body.count(b"VECTOR"))
 
 
 class FakeSqlEngine:
@@ -219,9 +210,6 @@ class FakeSqlEngine:
 
     def converse(self, guard: str, where: Where) -> Conversation:
         return self.conversation
-
-    def digest(self, body: bytes) -> tuple[bytes, int]:
-        return body.replace(b"VECTOR", b"DIGEST"), body.count(b"VECTOR")
 
 
 @dataclass
