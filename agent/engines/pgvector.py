@@ -107,6 +107,7 @@ class PgvectorConversation:
         self._path: str | None = None  # search_path as a ParameterStatus last told it
         self._checked = 0.0  # when the catalog was last told or confirmed to this connection
         self._asked: Want | None = None
+        self._asked_at = 0.0
         self._dirty: Want | None = "session"
         self._failed_at: float | None = None
         self._trouble: str | None = None
@@ -127,6 +128,8 @@ class PgvectorConversation:
     def wants(self) -> str | None:
         want = self._want()
         self._asked = want
+        if want == "check":
+            self._asked_at = self._engine.clock()
         return None if want is None else _TEXTS[want]
 
     def _want(self) -> Want | None:
@@ -204,7 +207,8 @@ class PgvectorConversation:
     def _stands(self, catalog: Catalog | None, fingerprint: str, outside: bool) -> bool:
         """Inside of a transaction it may be an old one's: that tells only about this connection."""
         if outside:
-            return self._catalogs.stands(self._database, fingerprint)
+            took = self._engine.clock() - self._asked_at
+            return self._catalogs.stands(self._database, fingerprint, took)
         return catalog is not None and catalog.fingerprint == fingerprint
 
     def _read_catalog(self, results: Sequence[Rows], path: tuple[str, ...]) -> Catalog:

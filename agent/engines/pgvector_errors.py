@@ -29,6 +29,7 @@ _SAFE_CODES: Final = frozenset(
     | {"42P20", "42P22", "42704", "42710", "42723", "42809", "42P09", "42P13", "42P17", "42602", "42622"}
     | {"42611", "42830", "42939", "42000"}
 )
+_LOGGED: Final = frozenset({"LOG", "DEBUG"})
 _KEPT: Final = frozenset("SVCPctdnsR")  # severity, code, position, names of objects, routine
 _WITHHELD: Final = "the database's message is withheld by policy"
 _NAMES: Final = {
@@ -38,6 +39,7 @@ _NAMES: Final = {
     "21": "cardinality violation",
     "44": "with check option violation",
     "XX": "internal error",
+    "00": "a line of the server's log",
 }
 _CONDITIONS: Final = {
     "22001": "string data right truncation",
@@ -68,6 +70,8 @@ def show_error(fields: Mapping[str, str], verdict: Verdict, rewritten: bool, key
         made.pop("P", None)
     # What a function raises has any code, and the function in its context.
     is_safe = (code[:2] in _SAFE_CLASSES or code in _SAFE_CODES) and "W" not in fields
+    # With client_min_messages = log: statements and plans as they were rewritten, with the values of filters.
+    is_safe = is_safe and fields.get("V", fields.get("S")) not in _LOGGED
     if is_safe:
         message = fields.get("M", "")
         for mask in hidden.pii:

@@ -73,7 +73,7 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def stage() -> Iterator[PostgresStage]:
     with PostgresStage() as made:
-        made.start_postgres(f"unix_socket_directories={made.folder / 'data'}")
+        made.start_postgres(f"unix_socket_directories={made.folder / 'data'}", "log_statement=all")
         try:
             made.program(
                 "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", stdin=OBJECTS + "CREATE TABLE secret (a int);"
@@ -135,3 +135,25 @@ def test_a_table_made_past_the_guard_is_there_at_once(stage: PostgresStage) -> N
         client.kill()
         client.wait()
         stage.stop()
+
+
+FILTERED = (
+    POLICY
+    + """
+  - {id: acme, what: {guard: pg, collection: documents}, filter: {tenant: acme}}
+"""
+)
+
+
+def test_the_servers_log_does_not_tell_a_client_how_its_statements_were_rewritten(
+    stage: PostgresStage,
+) -> None:
+    text = "SET client_min_messages = log; SET debug_print_rewritten = on; SET debug_print_plan = on;\n"
+    text += "SELECT count(*) FROM documents"
+    for settings in ("log", "debug5"):
+        stage.vecward(FILTERED)
+        done = stage.program("psql", "-X", "-At", stdin=text.replace("log;", f"{settings};", 1))
+        stage.stop()
+        assert "500" in done.stdout
+        assert "LOG:" in done.stderr
+        assert "acme" not in done.stdout + done.stderr

@@ -12,7 +12,7 @@ from agent.engines import sql_catalog_queries as queries
 from agent.engines.pgvector import PgvectorConversation, PgvectorEngine
 from agent.engines.pgvector_catalogs import BELIEVED, MAX_CACHED, MAX_CACHED_BYTES, Cache, weight
 from agent.protocols.http import Refusal
-from agent.protocols.sql import Reading, Rows, Where
+from agent.protocols.sql import Fault, Reading, Rows, Where
 from agent.protocols.sql_made import Parameter
 from policy.model import Action, Verdict
 from tests.unit.engines.sql_recorded import recording
@@ -31,6 +31,7 @@ class Place:
         self.path = ["pg_catalog", "public"]
         self.settings = ("on", "UTF8")
         self.asked: list[str] = []
+        self.takes = 0.0  # seconds of an answer
         self.engine = PgvectorEngine("pg", hmac_key=b"k" * 32, clock=lambda: self.now)
 
     def converse(self, database: str = "corpus") -> PgvectorConversation:
@@ -45,6 +46,7 @@ class Place:
         asked: list[str] = []
         while (text := conversation.wants) is not None and len(asked) < 8:
             results: list[Rows] = self.session()
+            self.now += self.takes
             name = {queries.SESSION_TEXT: "session", queries.CHECK_TEXT: "check"}.get(text, "whole")
             if name != "session":
                 results.append([[self.fingerprint]])
@@ -102,6 +104,61 @@ def test_after_a_while_one_connection_asks_whether_the_catalog_still_stands() ->
     place.fingerprint = "2"
     assert place.learn(second) == ["check", "whole"]
     assert place.learn(first) == ["session"]
+
+
+@pytest.mark.parametrize(("takes", "believed"), [(0.001, 2.0), (0.15, 15.0), (5.0, BELIEVED)])
+def test_a_catalog_is_asked_after_as_often_as_that_costs_little(takes: float, believed: float) -> None:
+    place = Place()
+    first, second = place.converse(), place.converse()
+    place.learn(first)
+    place.takes = takes
+    assert place.learn(second) == ["check"]
+    place.now += believed - 0.1
+    assert place.learn(first) == []
+    place.now += 0.2
+    assert place.learn(first) == ["check"]
+
+
+def test_a_name_that_is_not_known_is_asked_after_at_any_time_but_in_a_failed_transaction() -> None:
+    place = Place()
+    conversation = place.converse()
+    place.learn(conversation)
+    fault = conversation.read("SELECT 1 FROM alembic_version").fault
+    assert fault == Fault("42P01", 'relation "alembic_version" does not exist')
+    conversation.ended("T")
+    assert conversation.wants is None
+    assert conversation.doubt_names()
+    assert place.learn(conversation) == ["check"]
+    assert conversation.doubt_names()
+    place.fingerprint = "2"
+    assert place.learn(conversation) == ["check", "whole"]
+    conversation.ended("E")
+    assert not conversation.doubt_names()
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("SELECT nothing FROM documents", "42703"),
+        ("SELECT d.nothing FROM documents d", "42703"),
+        ("SELECT x.id FROM documents", "42P01"),
+        ("SELEC 1", "42601"),
+        ("SELECT id FROM documents; SELECT * FROM nothing", "42P01"),
+        ("CREATE TABLE x (id int); SELECT * FROM x", None),
+        ("SELECT no_such_function(id) FROM documents", None),
+        ("SELECT * FROM pg_temp_3.other", None),
+        ("SELECT * FROM other.public.documents", None),
+        ("SELECT d.pg_size_pretty FROM documents d", None),
+        ("SELECT id FROM documents", None),
+    ],
+)
+def test_a_text_has_a_fault_where_the_database_would_surely_say_the_same(text: str, code: str | None) -> None:
+    place = Place()
+    conversation = place.converse()
+    place.learn(conversation)
+    reading = conversation.read(text)
+    assert (None if reading.fault is None else reading.fault.sqlstate) == code
+    assert reading.fault is None or unknown(conversation, text)
 
 
 def test_nothing_is_asked_in_the_middle_of_a_pipeline_or_of_a_transaction_that_may_still_be_set_up() -> None:

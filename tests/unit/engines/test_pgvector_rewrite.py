@@ -275,6 +275,15 @@ def test_a_message_of_names_passes_but_not_what_a_function_raised() -> None:
     assert "secret" not in str(show_error(raised, verdict(**HIDE), False, KEY))
 
 
+@pytest.mark.parametrize("severity", ["LOG", "DEBUG"])
+def test_lines_of_the_servers_log_hold_rewritten_statements_and_are_withheld(severity: str) -> None:
+    line = {"S": "LOG", "V": severity, "C": "00000", "M": "statement: SELECT ... WHERE tenant = 'secret'"}
+    assert show_error(line, verdict(**TENANT), True, KEY)["M"].startswith("a line of the server's log (")
+    assert show_error(line, verdict(), False, KEY) == line
+    notice = {**line, "S": "NOTICE", "V": "NOTICE", "M": "table x does not exist, skipping"}
+    assert show_error(notice, verdict(**TENANT), True, KEY) == notice
+
+
 # Records
 
 
