@@ -32,6 +32,7 @@ _COPY_KINDS = frozenset(
     (Front.COPY_DATA, Front.COPY_DONE, Front.COPY_FAIL, Front.SYNC, Front.FLUSH, Front.TERMINATE)
 )
 _ENDS = frozenset((Front.SYNC, Front.TERMINATE))
+_READ = frozenset((Front.QUERY, Front.PARSE, Front.BIND))
 _UNJUDGED = frozenset((Front.SYNC, Front.FLUSH, Front.TERMINATE))
 
 
@@ -170,6 +171,7 @@ class QueryPhase(ExtendedSide):
             )
 
     def _must_wait(self, kind: int) -> bool:
+        """Raises Unconfirmed."""
         if self._copying:
             return False
         if self._catalog.under_way or self._copy is not None:
@@ -178,8 +180,13 @@ class QueryPhase(ExtendedSide):
             return False
         if self._unsettled or len(self._queue) >= MAX_OUTSTANDING:
             return True
-        # Between segments the catalog can be asked as soon as everything is answered.
-        return bool(self._queue) and not self._open and self._conversation.wants is not None
+        # Between segments the catalog can be asked: as soon as everything is answered, or, where nothing is
+        # outstanding, before what comes after a while is read by what names meant then.
+        if self._open or not (self._queue or kind in _READ) or self._conversation.wants is None:
+            return False
+        if not (self._queue or self._confirmed):
+            raise Unconfirmed
+        return bool(self._queue)
 
     def _take(self, out: Output, kind: int, raw: bytes) -> bool:
         """False: it must wait, and nothing was done."""

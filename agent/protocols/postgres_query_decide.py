@@ -50,7 +50,7 @@ class Refused(Exception):
 
 
 class Unconfirmed(Exception):
-    """A name is not in the catalog: before that is said the catalog is asked again. Of this package, too."""
+    """The catalog is to be asked before the message at hand is read. Of this package, too."""
 
 
 class DecidingSide(AnsweringSide):
@@ -62,12 +62,17 @@ class DecidingSide(AnsweringSide):
 
     # -- what a text means ---------------------------------------------------------------------------
 
-    def _read_text(self, source: bytes) -> Reading:
-        """Raises Refused where what the text means cannot be known here."""
+    def _read_text(self, source: bytes, *, asked: bool = False) -> Reading:
+        """Raises Refused where what the text means cannot be known here.
+
+        `asked`: right before this message the conversation wanted nothing.
+        """
         reading = self._conversation.read(source.decode("utf-8", "surrogateescape"))
         message = None
-        if self._conversation.wants is not None and not (
-            self._status == "E" and reading.methods and EXITS.issuperset(reading.methods)
+        if (
+            not asked
+            and self._conversation.wants is not None
+            and not (self._status == "E" and reading.methods and EXITS.issuperset(reading.methods))
         ):
             message = (
                 "what names mean has changed in this pipeline and is not known again before its end:"
@@ -93,7 +98,8 @@ class DecidingSide(AnsweringSide):
             raise Refused(reading, operation, denied(verdict, refusal.message)) from None
 
     def _decide_text(self, source: bytes, parameters: tuple[Parameter, ...] | None) -> _Known:
-        reading = self._read_text(source)
+        asked = not (self._queue or self._open or self._confirmed)  # by `_must_wait`
+        reading = self._read_text(source, asked=asked)
         operation = self._conversation.operation(reading, parameters)
         if reading.fault is not None:
             self._say_fault(reading, operation, reading.fault)

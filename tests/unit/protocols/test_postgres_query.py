@@ -373,6 +373,20 @@ def test_a_catalog_is_asked_between_segments_and_never_inside() -> None:
     assert len(t.engine.conversation.learnt) == 2
 
 
+def test_after_a_while_the_catalog_is_asked_before_anything_is_read_by_it() -> None:
+    t = talk()
+    t.say(parse("SELECT 1", b"s"), parse("SELECT 2"), SYNC)
+    for words, said in (
+        ([query("SELECT 1")], "T D C ZI"),
+        ([parse("SELECT 1"), bind(), execute(), SYNC], "1 2 D C ZI"),
+        ([bind(b"s"), execute(), SYNC], "2 D C ZI"),
+    ):
+        before = len(t.server.ran)
+        t.engine.conversation.wants = "SELECT catalog"  # it is due
+        assert t.say(*words) == said
+        assert [text for text, _, _ in t.server.ran[before:]] == ["SELECT catalog", "SELECT 1"]
+
+
 def test_the_unnamed_statement_survives_a_catalog_query_of_ours() -> None:
     t = talk()
     t.say(parse("CREATE x", b"c"), SYNC, parse("SELECT 1"), SYNC)
