@@ -18,3 +18,11 @@ class Collection(msgspec.Struct):
 
 class Ids(msgspec.Struct):
     ids: msgspec.Raw
+
+
+class Columns(msgspec.Struct):
+    """A search's or a get's answer that holds vectors."""
+
+    ids: msgspec.Raw
+    embeddings: msgspec.Raw
+    include: msgspec.Raw = msgspec.Raw(b"[]")

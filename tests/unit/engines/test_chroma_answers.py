@@ -7,8 +7,12 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from agent.protocols.http import Refusal
+from agent.engines import chroma_answers
+from agent.engines.veil import Veil
+from agent.protocols.http import Refusal, Response
 from tests.unit.engines.calls import CHROMA, UUID, VECTOR, answer, ask, engine, mask, masked, request, verdict
 
 ONE = f"{CHROMA}/{UUID}"
@@ -179,3 +183,73 @@ def test_a_database_that_names_a_column_twice_releases_neither_vectors_nor_text(
     assert out.body.count(b'"embeddings"') == 1
     if decided.masks:
         assert b"u@b.org" not in out.body
+
+
+OFF = verdict(vectors=False)
+LONG = [n / 7 for n in range(64)]
+ODD: dict[str, bytes] = {
+    "a name twice": b'{"ids":["a"],"embeddings":[%V],"embeddings":[%V],"include":["embeddings"]}',
+    "an escaped name": b'{"ids":["a"],"\\u0065mbeddings":[%V],"embeddings":[%V],"include":[]}',
+    "a row's own member": b'{"ids":["a"],"embeddings":[%V],"metadatas":[{"embeddings":[%V]}],"include":[]}',
+    "in a row first": b'{"ids":["a"],"metadatas":[{"embeddings":[%V]}],"embeddings":[%V],"include":[]}',
+    "in a text": b'{"ids":["a"],"documents":["\\"embeddings\\":[%V]"],"embeddings":[%V],"include":[]}',
+    "white space": b'{"ids" : ["a"], "embeddings" : [%V], "include" : [ "embeddings" ] }',
+    "columns first": b'{"include":["embeddings"],"ids":["a"],"embeddings":[%V]}',
+    "columns twice": b'{"ids":["a"],"embeddings":[%V],"metadatas":[["embeddings"]],"include":["embeddings"]}',
+    "no columns": b'{"ids":["a"],"embeddings":[%V]}',
+    "scores around": b'{"distances":[%V],"ids":["a"],"embeddings":[%V,null,%V],"scores":[%V],"include":[]}',
+    "a sparse one": b'{"ids":["a"],"embeddings":[{"indices":%V,"values":%V}],"include":[]}',
+    "a short one beside": b'{"ids":["a","b"],"embeddings":[%V,[1,2]],"include":["embeddings","uris"]}',
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_vectors_taken_out_unread_leave_what_reading_leaves(
+    odd: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = GET
+    body = ODD[odd].replace(b"%V", json.dumps(LONG, separators=(",", ":")).encode())
+    tree, out = masked(engine("chroma"), call, OFF, Response(200, (), body))
+    monkeypatch.setattr(chroma_answers, "_strip_unread", lambda body, veil: None)
+    read, slow = masked(engine("chroma"), call, OFF, Response(200, (), body))
+    assert tree == read
+    assert (out.ids, out.rows, out.masks) == (slow.ids, slow.rows, slow.masks)
+    assert tree["embeddings"] is None
+    assert not isinstance(tree.get("include"), list) or "embeddings" not in tree["include"]
+
+
+@given(st.data())
+def test_an_answer_of_any_shape_loses_the_same_unread_as_read(data: st.DataObject) -> None:
+    values = st.sampled_from(
+        [LONG, [1, 2], None, "[1,2]", '"embeddings":', "\\u0000", {"embeddings": LONG}, []]
+    )
+    names = st.sampled_from(["ids", "embeddings", "documents", "distances", "include", "metadatas", 'a"b'])
+    pairs = data.draw(st.lists(st.tuples(names, st.lists(values, max_size=3)), max_size=7))
+    gaps = data.draw(st.sampled_from([(",", ":"), (", ", ": ")]))
+    text = gaps[0].join(f"{json.dumps(n)}{gaps[1]}{json.dumps(v, separators=gaps)}" for n, v in pairs)
+    body = b"{%b}" % text.encode()
+    veil = Veil(OFF, b"k")
+    spliced = chroma_answers._strip_unread(body, veil)
+    if spliced is None:
+        return
+    tree, whole = json.loads(spliced.body), json.loads(body)
+    whole["embeddings"] = None
+    if isinstance(whole.get("include"), list):
+        whole["include"] = [name for name in whole["include"] if name != "embeddings"]
+    assert tree == whole
+
+
+@pytest.mark.parametrize("distances", [[], [0.25], LONG])
+def test_the_vectors_of_an_ordinary_answer_are_never_read(distances: list[float]) -> None:
+    body = {
+        "ids": [["a", "b"]],
+        "embeddings": [[LONG, LONG]],
+        "documents": [["[1,2,3", 'say "x"']],
+        "metadatas": [[ROW, None]],
+        "distances": [distances],
+        "include": ["embeddings", "documents"],
+    }
+    out = chroma_answers._strip_unread(json.dumps(body, separators=(",", ":")).encode(), Veil(OFF, b"k"))
+    assert out is not None
+    assert json.loads(out.body) == {**body, "embeddings": None, "include": ["documents"]}
+    assert (out.ids, out.rows) == (("a", "b"), 2)
