@@ -226,10 +226,10 @@ class Relay:
             self._finish()
 
     def _write(self, output: Output) -> None:
-        if output.to_server and self._server is not None:
-            send(self._server, output.to_server)
-        if output.to_client and self._client is not None:
-            self.bytes_out += send(self._client, output.to_client)
+        if (pieces := output.to_server) and self._server is not None:
+            send(self._server, pieces)
+        if (pieces := output.to_client) and self._client is not None:
+            self.bytes_out += send(self._client, pieces)
         if output.secure != "no":
             self._feed(self._begin_tls, output.secure)
         match output.close:

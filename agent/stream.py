@@ -13,7 +13,8 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
-from agent.evidence.recorder import Presented, Recorder
+from agent.evidence.pack import Presented
+from agent.evidence.recorder import Recorder
 from agent.evidence.segment import SegmentFile
 from agent.messages import NeedSegment, Present, Segment, Welcome, WorkerMessage
 from agent.tally import request_counts

@@ -31,13 +31,15 @@ class Tally:
 
     def note(self, record: Record) -> None:
         if type(record) is Intent:
+            verdict = record.verdict
+            outcome = verdict.outcome
             self.requests += 1
             self.open += 1
-            self.allowed += record.verdict.outcome in ("allow", "tunnel")
-            self.denied += record.verdict.outcome == "deny"
-            self.held += record.verdict.outcome == "hold"
-            _REQUESTS[record.verdict.outcome] += 1
-            if record.verdict.would is not None:
+            self.allowed += outcome in ("allow", "tunnel")
+            self.denied += outcome == "deny"
+            self.held += outcome == "hold"
+            _REQUESTS[outcome] += 1
+            if verdict.would is not None:
                 self.would += 1
                 _REQUESTS["would"] += 1
         elif type(record) is Result:

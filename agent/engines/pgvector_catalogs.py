@@ -7,9 +7,8 @@ when it was told outside of any transaction: inside, it may be an old snapshot, 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from agent.engines.sql_catalog import Catalog
@@ -75,19 +74,22 @@ class Shared:
     believed: float = BELIEVED_LEAST
 
 
-@dataclass(slots=True)
 class Catalogs(Generic[Value]):
     """All that the connections of one guard share in a worker. `clock` gives monotonic seconds."""
 
-    clock: Callable[[], float]
-    cache: Cache[Value] = field(default_factory=Cache)
-    shared: dict[str, Shared] = field(default_factory=dict)
-    _scopes: dict[tuple[int, tuple[str, ...]], int] = field(default_factory=dict)
-    _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    __slots__ = ("_clock", "_last", "_scopes", "cache", "shared")
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.cache: Cache[Value] = Cache()
+        self.shared: dict[str, Shared] = {}
+        self._scopes: dict[tuple[int, tuple[str, ...]], int] = {}
+        self._last = 0
 
     def number(self) -> int:
         """One that was not given before."""
-        return next(self._numbers)
+        self._last += 1
+        return self._last
 
     def scope(self, catalog: Catalog, path: tuple[str, ...]) -> int:
         """The number of a catalog seen by a path: connections that stand alike share their readings."""
@@ -106,7 +108,7 @@ class Catalogs(Generic[Value]):
     def is_due(self, database: str) -> bool:
         """Whether somebody should ask if the catalog still stands."""
         held = self.shared.get(database)
-        return held is not None and (held.stale or self.clock() - held.checked > held.believed)
+        return held is not None and (held.stale or self._clock() - held.checked > held.believed)
 
     def stands(self, database: str, fingerprint: str, took: float) -> bool:
         """The fingerprint of this moment, told outside of a transaction: True where nothing has changed.
@@ -116,12 +118,12 @@ class Catalogs(Generic[Value]):
         held = self.shared.get(database)
         if held is None or held.catalog.fingerprint != fingerprint:
             return False
-        held.checked, held.stale = self.clock(), False
+        held.checked, held.stale = self._clock(), False
         held.believed = min(BELIEVED, max(BELIEVED_LEAST, took / SHARE))
         return True
 
     def put(self, database: str, catalog: Catalog) -> None:
-        self.shared[database] = Shared(catalog, self.clock())
+        self.shared[database] = Shared(catalog, self._clock())
 
     def doubt(self, database: str) -> None:
         """Somebody changed the database through us."""

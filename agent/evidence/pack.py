@@ -60,6 +60,18 @@ class Put:
         self.start = start
 
 
+class Presented:
+    """One written block as the agent needs it to extend the chain."""
+
+    __slots__ = ("digest", "first", "frames", "up")
+
+    def __init__(self, first: int, frames: int, digest: bytes, up: int) -> None:
+        self.first = first
+        self.frames = frames
+        self.digest = digest
+        self.up = up  # when it was written, CLOCK_BOOTTIME ns
+
+
 class Group:
     """What will be one block."""
 

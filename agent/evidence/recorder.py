@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 
@@ -26,7 +26,7 @@ from agent.evidence.frames import (
 )
 from agent.evidence.framing import PART_BYTES, body_bytes, cut_body, frame_of
 from agent.evidence.losses import Losses
-from agent.evidence.pack import NONE_KNOWN, Group, Put
+from agent.evidence.pack import NONE_KNOWN, Group, Presented, Put
 from agent.evidence.plain import plain_card, plain_frame
 from agent.evidence.segment import SegmentFile
 from agent.evidence.stream import StreamWriter
@@ -38,15 +38,6 @@ Release = Callable[[bool], None]
 Schedule = Callable[[Callable[[], None]], None]
 since_boot: Callable[[], int] = partial(time.clock_gettime_ns, time.CLOCK_BOOTTIME)
 Pressure = Literal["ok", "alert", "meta", "full"]
-
-
-class Presented(NamedTuple):
-    """One written block as the agent needs it to extend the chain."""
-
-    first: int
-    frames: int
-    digest: bytes
-    up: int = 0  # when it was written, CLOCK_BOOTTIME ns
 
 
 class Recorder:

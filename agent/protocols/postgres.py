@@ -77,8 +77,9 @@ class PostgresSession(Opening):
         return out
 
     def server_data(self, data: bytes) -> Output:
-        if self._queries is not None:
-            return self._queries.server_data(data)
+        return self._server_begins(data) if self._queries is None else self._queries.server_data(data)
+
+    def _server_begins(self, data: bytes) -> Output:
         out = Output()
         match self._phase:
             case Phase.SERVER_ANSWER:

@@ -128,7 +128,7 @@ class Worker:
     def sign(self) -> None:
         blocks: list[Any] = []
         self.recorder.present(blocks.extend)
-        self.host.ledger.present(self.stream, [block[:3] for block in blocks])
+        self.host.ledger.present(self.stream, [(b.first, b.frames, b.digest) for b in blocks])
         self.recorder.signed(self.host.ledger.checkpoint({"recorded": 1})[self.stream])
 
 
@@ -164,7 +164,7 @@ class Host:
             worker.recorder.close("stop")
             blocks: list[Any] = []
             worker.recorder.present(blocks.extend)
-            self.ledger.present(worker.stream, [block[:3] for block in blocks])
+            self.ledger.present(worker.stream, [(b.first, b.frames, b.digest) for b in blocks])
         self.ledger.close("stop", {})
         self.release()
 
