@@ -76,7 +76,9 @@ def changed_lines(path: Path) -> list[str]:
 
 def _why(kind: str, address: str, method: str) -> str | None:
     if method == "cert" or kind == "hostgssenc" or method in ("gss", "sspi", "ident"):
-        return "the proxy, not the client, is who proves itself"
+        return "the proxy, not the client, is who proves itself" + (
+            " (tls.present_cert)" if method == "cert" else ""
+        )
     if _LOCAL.match(address):
         return "now also of remote callers that a policy rule lets in" + (
             ", without a password" if method == "trust" else ""

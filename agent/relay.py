@@ -301,12 +301,12 @@ class Relay:
         self.host.journal.amend_session(self.id, self.host.card(self))  # before what it says of is judged
         return cast("Securing", self._session).secured(secured)
 
-    def tls_failed(self, side: Literal["client", "server"], error: TlsError, stood: bool) -> None:
+    def tls_failed(self, side: Literal["client", "server"], error: TlsError, heard: bool) -> None:
         if self._closing:
             return
         self.host.count(f"protocol_{side}_{error.reason}")
         message = f"towards the database, {error.message}" if side == "server" else None
-        self._end(error.reason, reset=stood, message=message)
+        self._end(error.reason, reset=heard, message=message)
 
     # -- the end -----------------------------------------------------------------------------------
 

@@ -45,8 +45,10 @@ class Ends(Protocol):
 
     def tls_stands(self, secured: Secured) -> None: ...
 
-    def tls_failed(self, side: Literal["client", "server"], error: TlsError, stood: bool) -> None:
-        """`stood`: the handshake had ended well."""
+    def tls_failed(self, side: Literal["client", "server"], error: TlsError, heard: bool) -> None:
+        """`heard`: the peer has said something over it. Until then it is the handshake that failed, also
+        where that ended well for us: in TLS 1.3 a server refuses our certificate afterwards.
+        """
         ...
 
 
@@ -65,6 +67,7 @@ class SecureSide(asyncio.Transport, asyncio.Protocol):
         self._give = relay.from_client if client else relay.from_server
         self._tell_full = relay.client_full if client else relay.server_full
         self._pending: list[bytes] = []  # written before the handshake ended
+        self._heard = False  # plain bytes came
         self._told_end = self._told_lost = self._told_failure = False
         seconds = CLIENT_SECONDS if side == "client" else SERVER_SECONDS
         loop = asyncio.get_running_loop()
@@ -89,6 +92,7 @@ class SecureSide(asyncio.Transport, asyncio.Protocol):
             self._fail(error)
             return
         if plain:
+            self._heard = True
             self._give(plain)
         if self._layer.ended and not self._told_end:
             self._told_end = True
@@ -160,7 +164,7 @@ class SecureSide(asyncio.Transport, asyncio.Protocol):
             self._transport.write(alert)
         if not self._told_failure:
             self._told_failure = True
-            self._relay.tls_failed(self._side, error, self._layer.stands)
+            self._relay.tls_failed(self._side, error, self._heard)
 
     # -- from the relay ----------------------------------------------------------------------------
 

@@ -13,6 +13,8 @@ import os
 import ssl
 from typing import Literal
 
+from msgspec.structs import replace
+
 from agent.messages import GuardSettings, TlsSettings
 from agent.protocols.session import TlsTerms
 from agent.tls_layer import NameOf, TlsLayer
@@ -28,24 +30,35 @@ class TlsContexts:
         alpn = [ALPN.get(engine, "http/1.1")]
         enforcing = mode == "enforce"
         self._client = _towards_clients(settings, alpn, enforcing) if settings.cert else None
-        self._server = _towards_database(settings, alpn) if settings.server != "off" else None
+        self._server = self._stranger = None
+        if settings.server != "off":
+            self._server = self._stranger = _towards_database(settings, alpn)
+            if settings.present and not enforcing:
+                # Nothing is judged: lent to all, it would let in whom the database does not.
+                self._stranger = _towards_database(replace(settings, present=b""), alpn)
         self._name_of: NameOf | None = None
         if settings.client_cert != "none":
             self._name_of = _subject_reader()
         required = enforcing and settings.client_cert == "require"
         self.terms = TlsTerms(
-            "no" if self._client is None else "required" if required else "offered", self._server is not None
+            "no" if self._client is None else "required" if required else "offered",
+            self._server is not None,
+            settings.present != b"",
         )
 
-    def layer(self, side: Literal["client", "server"], address: str) -> TlsLayer:
-        """`address` is the one the client dialled, for the database's name where none is configured."""
+    def layer(self, side: Literal["client", "server"], address: str, known: bool = False) -> TlsLayer:
+        """`address` is the one the client dialled, for the database's name where none is configured.
+
+        `known`: the client has shown a certificate that verified.
+        """
         if side == "client":
             if self._client is None:
                 raise RuntimeError("TLS towards a client without a certificate")
             return TlsLayer(self._client, "client", name_of=self._name_of)
-        if self._server is None:
+        context = self._server if known else self._stranger
+        if context is None:
             raise RuntimeError("TLS towards a database that is spoken to without")
-        return TlsLayer(self._server, "server", self.made_of[0].server_name or address)
+        return TlsLayer(context, "server", self.made_of[0].server_name or address)
 
 
 def make_contexts(guard: GuardSettings, before: TlsContexts | None) -> TlsContexts | None:

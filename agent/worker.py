@@ -167,7 +167,7 @@ class Worker:
         held = self._server.find(relay.guard.name)
         if held is None or held.tls is None:
             raise ProtocolError("guard-changed", "this guard has no TLS any more")
-        return held.tls.layer(side, relay.server_addr[0])
+        return held.tls.layer(side, relay.server_addr[0], any(one.certificate for one in relay.tls))
 
     def secured(self, relay: Relay, secured: Secured) -> None:
         self.count(f"tls_{secured.side}")

@@ -124,10 +124,14 @@ class PostgresSession(Opening):
             out.records[:0] = self.abandon(message).records
             return out
         out = Output(close="both")
+        # Before the database has said a word over TLS, what failed is that TLS: it may refuse our certificate
+        # after the handshake (TLS 1.3).
+        unheard = self._phase is Phase.SERVER_TLS or ("server" in self._tls and not self._versions)
+        state = "08006" if unheard else "08P01"
         if self._phase not in (Phase.CLIENT_TLS, Phase.CANCELLING, Phase.OVER):
-            out.to_client.append(error_response("08P01", message, severity="FATAL"))
+            out.to_client.append(error_response(state, message, severity="FATAL"))
         if self._open:
-            self._finish(out, "refused", {"sqlstate": "08P01"}, message)
+            self._finish(out, "refused", {"sqlstate": state}, message)
         self._phase = Phase.OVER
         return out
 

@@ -174,20 +174,28 @@ def _initial_response(body: bytes) -> bytes:
 
 
 class RelayedAuth:
-    """Passes authentication between client and database, and sees that it is nothing else."""
+    """Passes authentication between client and database, and sees that it is nothing else.
 
-    __slots__ = ("_asked", "_client", "_server", "method")
+    `presents`: the database is shown a certificate of the guard's, by which it may let anybody in.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_asked", "_client", "_presents", "_server", "method")
+
+    def __init__(self, *, presents: bool = False) -> None:
+        self._presents = presents
         self._asked = False  # the client may answer
         self._client = self._server = 0
         self.method = "none"
 
     def from_server(self, found: Message) -> bytes | None:
-        """What the client is sent; None when it was AuthenticationOk. Raises ProtocolError."""
+        """What the client is sent; None when it was AuthenticationOk. Raises ProtocolError, AuthRefused."""
         code, rest = authentication_code(found)
         self._server += 1
         if code == OK:
+            if self._presents and self.method == "none":
+                # Else whoever dials would choose among the users that the certificate is good for.
+                text = "the database asked for no proof, and the guard's certificate is none of the client's"
+                raise AuthRefused("28000", "upstream-credential", text)
             return None
         if code in _METHODS:
             if self.method != "none":

@@ -95,7 +95,7 @@ class Opening:
         self._login: Login | None = None
         self._packet = b""  # that waits for the database's TLS
         self._after = Phase.AUTHENTICATION  # the phase once it was sent
-        self._upstream: UpstreamAuth | RelayedAuth = RelayedAuth()
+        self._upstream: UpstreamAuth | RelayedAuth = RelayedAuth(presents=self._terms.presents)
         self._client: ClientAuth | None = None  # until the client has proven its password
         self._open = False  # the exchange of startup (or cancel) has no result yet
 

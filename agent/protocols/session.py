@@ -148,6 +148,7 @@ class TlsTerms:
 
     client: Literal["no", "offered", "required"] = "no"  # no: there is no certificate to answer with
     server: bool = False  # the database is spoken to over TLS, or not at all
+    presents: bool = False  # with a certificate of the guard's own
 
 
 @dataclass(frozen=True, slots=True)

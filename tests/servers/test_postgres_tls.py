@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent.ca import create, issue
+from agent.protocols.postgres_messages import Back
 from tests.servers.postgres import OBJECTS, OWNER, SECRET, PostgresStage
 from tests.servers.postgres_clients import scenarios, verifiers
+from tests.servers.postgres_wire import Wire, errors
 from tests.servers.raw import endings, wait_until
 
 SCENARIOS = ("psycopg", "copy", "pipeline", "cancel", "asyncpg")  # the others ask nothing of TLS
@@ -83,6 +87,18 @@ def connect(stage: PostgresStage, *how: str, user: str = OWNER) -> list[Any]:
     words = [f"user={user} {one}" for one in how]
     done = stage.client(CONNECT, json.dumps(words), user="nobody")
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def refusal(stage: PostgresStage) -> list[str]:
+    """SQLSTATEs of what a session that may not start is told, by a client without TLS or password."""
+
+    def run() -> list[str]:
+        with Wire() as wire:
+            wire.startup()
+            return errors(wire.until(Back.ERROR, Back.READY_FOR_QUERY))
+
+    found: list[str] = stage.arena.run(run, user="nobody")
+    return found
 
 
 def test_each_sslmode_means_what_it_says_and_the_database_is_spoken_to_over_tls(
@@ -165,10 +181,12 @@ def test_a_database_that_is_not_who_it_should_be_is_not_spoken_to(stage: Postgre
         with vecward(stage, tls):
             before = endings(stage)
             [found] = connect(stage, "sslmode=require")
+            state = refusal(stage) if reason else []
         if reason is None:
             assert found == [True, True]
         else:
             assert "the database" in found
+            assert state == ["08006"]
             assert reason in endings(stage) - before
 
 
@@ -190,3 +208,115 @@ def test_a_database_without_tls_is_not_spoken_to_in_the_clear(stage: PostgresSta
     with _no_tls(stage), vecward(stage, verify(stage)):
         [found] = connect(stage, "sslmode=require")
     assert "the database does not speak TLS" in found
+
+
+# -- a certificate of the guard's own ----------------------------------------------------------------------
+
+SHOWN = "SELECT session_user, client_dn, client_serial FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+
+
+@contextlib.contextmanager
+def _asking(stage: PostgresStage, method: str) -> Iterator[Path]:
+    """The database asks whoever comes for a certificate of its authority; gives the folder of its files."""
+    rules = stage.data / "pg_hba.conf"
+    before = rules.read_text()
+    ca = stage.authority.parent
+    stage.stop()
+    stage.psql(f"ALTER SYSTEM SET ssl_ca_file = '{stage.authority}'")
+    stage.psql("DO $$ BEGIN CREATE ROLE app LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$")
+
+    def turn(text: str, asked: bool) -> None:
+        def holds() -> bool:
+            done = stage.program("psql", "-X", "-c", "SELECT 1", check=False)
+            return ("requires a valid client certificate" in done.stderr) is asked
+
+        rules.write_text(text)
+        stage.database.send_signal(signal.SIGHUP)
+        wait_until(holds, what="the new pg_hba.conf")
+
+    for name in ("app", "other", OWNER):
+        if not (ca / f"{name}.crt").exists():
+            issue(ca, name, role="client")
+    turn(f"hostssl all all 127.0.0.1/32 {method} clientcert=verify-full\n", asked=True)
+    try:
+        yield ca
+    finally:
+        stage.stop()
+        turn(before, asked=False)
+
+
+def _presenting(stage: PostgresStage, folder: Path, name: str) -> dict[str, str]:
+    shown = {"present_cert": str(folder / f"{name}.crt"), "present_key": str(folder / f"{name}.key")}
+    return verify(stage) | shown
+
+
+def _shown(stage: PostgresStage) -> list[str]:
+    """User, subject and serial number that the database knows of a client without password or certificate."""
+    return stage.psql(SHOWN, user="nobody", password=None).strip().split("|")
+
+
+def test_the_guards_certificate_is_enough_where_the_database_asks_for_nothing_else(
+    stage: PostgresStage,
+) -> None:
+    with _asking(stage, "cert") as ca:
+        stage.vecward(
+            auth="identity", credential={"user": "app"}, tls=stage.certificate | _presenting(stage, ca, "app")
+        )
+        user, subject, serial = _shown(stage)
+        assert (user, subject) == ("app", "/CN=app")
+        for name in ("app.crt", "app.key"):
+            (ca / name).unlink()
+        issue(ca, "app", role="client")
+        stage.cli("reload")
+        wait_until(lambda: _shown(stage)[2] != serial, what="the renewed certificate is shown")
+        _is_nowhere_to_be_found(stage, ca / "app.key")
+        (ca / "app.key").chmod(0o644)
+        refused = stage.cli("reload", check=False)
+        (ca / "app.key").chmod(0o600)
+        assert "app.key: others may read or write it; chmod 0600" in refused.stderr
+        assert _shown(stage)[1] == "/CN=app"
+
+
+def _is_nowhere_to_be_found(stage: PostgresStage, key: Path) -> None:
+    secret = key.read_bytes().splitlines()[1]
+    places = [file for file in (stage.folder / "evidence").rglob("*") if file.is_file()] + [stage.log]
+    for pids in stage.children().values():
+        places += [Path(f"/proc/{pid}/{what}") for pid in pids for what in ("cmdline", "environ")]
+    assert not [place for place in places if secret in place.read_bytes()]
+
+
+def test_a_certificate_that_the_database_does_not_take_lets_nobody_in(stage: PostgresStage) -> None:
+    with _asking(stage, "cert") as ca:
+        strange = stage.folder / "stranger"
+        issue(strange, "app", role="client")
+        for folder, name, state in ((ca, "other", "28000"), (strange, "app", "08006")):
+            stage.stop()
+            tls = stage.certificate | _presenting(stage, folder, name)
+            stage.vecward(auth="identity", credential={"user": "app"}, tls=tls)
+            assert refusal(stage) == [state]
+        stage.stop()
+        stage.vecward(auth="identity", credential={"user": "app"}, tls=stage.certificate | verify(stage))
+        assert refusal(stage) == ["28000"]  # it shows none
+
+
+def test_the_guards_certificate_does_not_stand_for_a_client_that_should_prove_itself(
+    stage: PostgresStage,
+) -> None:
+    """Whoever dials would be the certificate's user."""
+    with _asking(stage, "cert") as ca, vecward(stage, _presenting(stage, ca, OWNER), auth="relay"):
+        assert refusal(stage) == ["28000"]
+
+
+def test_beside_the_clients_password_the_certificate_keeps_others_off_the_database(
+    stage: PostgresStage,
+) -> None:
+    plain = {"PGSSLMODE": "disable"}
+    asked = ("psql", "-X", "-At", "-c", "SELECT 1")
+    with (
+        _asking(stage, "scram-sha-256") as ca,
+        vecward(stage, _presenting(stage, ca, OWNER), auth="relay"),
+    ):
+        right = stage.program(*asked, user="nobody", environment=plain)
+        wrong = stage.program(*asked, user="nobody", environment=plain, password="wrong", check=False)
+    assert right.stdout == "1\n"
+    assert "password authentication failed" in wrong.stderr

@@ -218,18 +218,21 @@ def _number(serial: str) -> int:
     return int(serial, 16)
 
 
-def _behind_tls(stage: Stage, certificate: str = "db") -> None:
-    """Chroma on a port of its own, and TLS in front of it where clients dial."""
+def _behind_tls(stage: Stage, certificate: str = "db", *, mutual: bool = False) -> None:
+    """Chroma on a port of its own, and TLS in front of it where clients dial; `mutual`: of both."""
     stage.port = 8001
     stage.start_database()
     stage.port = 8000
     folder = stage.folder / "ca"
-    stage.arena.fork(lambda: _terminate(folder, certificate), group="database").said()
+    stage.arena.fork(lambda: _terminate(folder, certificate, mutual), group="database").said()
 
 
-def _terminate(folder: Path, certificate: str) -> None:
+def _terminate(folder: Path, certificate: str, mutual: bool) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / f"{certificate}.crt", folder / f"{certificate}.key")
+    if mutual:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(folder / "ca.crt")
 
     async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         try:
@@ -259,6 +262,37 @@ def test_a_database_behind_tls_is_verified_and_served(stage: Stage, client: str)
     ca = str(stage.folder / "ca" / "ca.crt") if client == "tls" else ""
     assert _chroma(stage, ca) == [[["a", "b"]], [3, 300_000]]
     wait_until(lambda: stage.status["proxy"].get("tls_server", 0) > 0, what="counted")
+
+
+@pytest.fixture
+def presenting(stage: Stage) -> dict[str, Any]:
+    """`tls:` of a guard whose database asks for a client certificate."""
+    _behind_tls(stage, mutual=True)
+    issue(stage.folder / "ca", "guard", role="client")
+    shown = {"present_cert": "ca/guard.crt", "present_key": "ca/guard.key"}
+    return _guard_tls(server="verify", ca="ca/ca.crt", **shown)
+
+
+def test_a_database_that_asks_for_a_certificate_is_shown_the_guards(
+    stage: Stage, presenting: dict[str, Any]
+) -> None:
+    stage.vecward(ALLOW_ALL, tls=presenting)
+    assert _chroma(stage, "") == [[["a", "b"]], [3, 300_000]]
+    assert _ask(stage, "", VERSION)[0] == 200
+    stage.stop()
+    stage.vecward(ALLOW_ALL, tls=_guard_tls(server="verify", ca="ca/ca.crt"))
+    with pytest.raises(AssertionError, match=r"RemoteDisconnected|reset"):  # asyncio sends no alert
+        _ask(stage, "", VERSION)
+
+
+def test_in_observe_the_guards_certificate_lets_in_nobody_who_has_shown_none(
+    stage: Stage, presenting: dict[str, Any]
+) -> None:
+    presenting |= {"client_cert": "request", "client_ca": "ca/ca.crt"}
+    stage.vecward(ALLOW_ALL, mode="observe", tls=presenting)
+    assert _ask(stage, "etl-1", VERSION)[0] == 200
+    with pytest.raises(AssertionError, match=r"RemoteDisconnected|EOF|reset"):
+        _ask(stage, "", VERSION)
 
 
 @pytest.mark.parametrize("mode", ["enforce", "observe"])

@@ -68,6 +68,10 @@ class Peer:
             pass
         return self._out.read()
 
+    def said(self) -> bytes:
+        """What it wants to send after an error: its alert."""
+        return self._out.read()
+
     def say(self, data: bytes) -> bytes:
         self.tls.write(data)
         return self._out.read()

@@ -27,7 +27,7 @@ def test_lines_that_act_on_addresses_are_named_with_their_number(tmp_path: Path)
     assert [line.partition(":")[0] for line in found] == ["3", "4", "5", "7"]
     assert "without a password" in found[0]
     assert "no caller any more" in found[1]
-    assert "proves itself" in found[2]
+    assert "proves itself (tls.present_cert)" in found[2]
 
 
 def test_the_file_is_where_the_server_was_told(tmp_path: Path) -> None:

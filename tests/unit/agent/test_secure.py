@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,38 @@ def test_a_database_that_cannot_be_verified_gets_nothing_and_the_client_is_told(
         assert asked.client.sent.startswith(b"HTTP/1.1 403 ")
         assert b"certificate" in asked.client.sent
         assert peer.got == b""
+
+    run_still(story)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_client_is_told_that_the_database_refuses_our_certificate_also_after_the_handshake(
+    folder: Path, asked: Host, version: ssl.TLSVersion
+) -> None:
+    async def story() -> None:
+        relay = await asked.stand()
+        relay.from_client(ASK)
+        context = server_context(folder)
+        context.maximum_version = version
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(folder / "ca.crt")
+        peer = Peer(context, server_side=True)
+        said = taken(asked.server)
+        alert = b""
+        while not alert:
+            try:
+                side(asked.server).data_received(peer.take(said))
+                said = taken(asked.server)
+            except ssl.SSLError:
+                alert = peer.said()
+        asked.journal.answer_all()
+        side(asked.server).data_received(alert)
+        asked.journal.answer_all()
+        reason = asked.journal.summaries[relay.id]["reason"]
+        assert reason.startswith("tls-")
+        assert asked.client.sent.startswith(b"HTTP/1.1 403 ")
+        assert b"towards the database" in asked.client.sent
+        assert asked.bugs == []
 
     run_still(story)
 

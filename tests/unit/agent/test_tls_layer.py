@@ -289,9 +289,11 @@ def test_a_subject_that_cannot_be_told_ends_the_connection(folder: Path, subject
     assert layer.failed
 
 
-def towards_server(folder: Path, address: str = "127.0.0.1", **tls: Any) -> TlsLayer:
+def towards_server(
+    folder: Path, address: str = "127.0.0.1", mode: str = "enforce", known: bool = False, **tls: Any
+) -> TlsLayer:
     wanted: dict[str, Any] = {"server": "verify", "ca": "ca.crt", **tls}
-    return contexts(folder, **wanted).layer("server", address)
+    return contexts(folder, mode, **wanted).layer("server", address, known)
 
 
 def meet(layer: TlsLayer, peer: Peer) -> None:
@@ -335,16 +337,26 @@ def test_a_certificate_of_another_authority_is_refused(folder: Path, tmp_path: P
     assert not layer.stands
 
 
-def test_the_database_is_shown_our_certificate_when_it_asks(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("mode", "known", "subject"),
+    [
+        ("enforce", False, "etl-1"),
+        ("enforce", True, "etl-1"),
+        ("observe", False, None),  # nothing judges the client, who has proven nothing
+        ("observe", True, "etl-1"),
+    ],
+)
+def test_the_database_is_shown_our_certificate_when_it_asks(
+    folder: Path, mode: str, known: bool, subject: str | None
+) -> None:
     context = server_context(folder)
-    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_mode = ssl.CERT_OPTIONAL
     context.load_verify_locations(folder / "ca.crt")
-    layer = towards_server(folder, present_cert="etl-1.crt", present_key="etl-1.key")
+    layer = towards_server(folder, mode=mode, known=known, present_cert="etl-1.crt", present_key="etl-1.key")
     peer = Peer(context, server_side=True)
     meet(layer, peer)
     shown = peer.tls.getpeercert()
-    assert shown is not None
-    assert shown["subject"] == ((("commonName", "etl-1"),),)
+    assert (shown or {}).get("subject") == (subject and ((("commonName", subject),),))
 
 
 @pytest.mark.parametrize(("engine", "offered"), [("chroma", "http/1.1"), ("pgvector", "postgresql")])

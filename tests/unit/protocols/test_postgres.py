@@ -397,6 +397,46 @@ def test_a_database_without_tls_is_not_spoken_to_in_the_clear() -> None:
     assert (server, sqlstate(client), close) == (b"", "08006", "both")
 
 
+def test_tls_that_fails_before_the_database_has_spoken_is_a_connection_that_failed() -> None:
+    made = [session(terms=TlsTerms(server=True)) for _ in range(3)]
+    for one in made:
+        one.client_data(ASK)
+        one.server_data(b"S")
+    for one in made[1:]:
+        one.secured(stands("server"))
+    made[2].server_data(request(5, b"salt"))
+    found = [one.refuse_all("TLS failed") for one in made]
+    assert [sqlstate(join([out])[1]) for out in found] == ["08006", "08006", "08P01"]
+    assert [out.records[0].head["sqlstate"] for out in found] == [  # type: ignore[union-attr]
+        "08006", "08006", "08P01",
+    ]  # fmt: skip
+
+
+def secured_session(**how: Any) -> PostgresSession:
+    made = session(terms=TlsTerms(server=True, presents=True), **how)
+    made.client_data(ASK)
+    made.server_data(b"S")
+    made.secured(stands("server"))
+    return made
+
+
+def test_a_certificate_alone_is_a_held_credential() -> None:
+    _, client, records, _ = join([secured_session(auth="identity", user="app").server_data(OK + SETTLED)])
+    assert client == OK + SETTLED
+    assert [r.outcome for r in records] == ["answered"]
+
+
+def test_the_guards_certificate_lets_in_no_client_that_should_prove_itself() -> None:
+    _, client, records, close = join([secured_session(auth="relay").server_data(OK + SETTLED)])
+    assert (sqlstate(client), close) == ("28000", "both")
+    assert OK not in client
+    assert [(r.outcome, r.head["reason"]) for r in records] == [("refused", "upstream-credential")]
+    asked = secured_session(auth="relay")
+    asked.server_data(request(5, b"salt"))
+    asked.client_data(password(b"md5x\0"))
+    assert join([asked.server_data(OK + SETTLED)])[1] == OK + SETTLED
+
+
 def test_the_database_may_not_speak_before_it_was_asked() -> None:
     with pytest.raises(ProtocolError):
         session().server_data(READY)
