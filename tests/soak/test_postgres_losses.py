@@ -82,13 +82,15 @@ def leave(stage: Line, phase: str, how: How) -> None:
     assert all(fate["peer"] in ("eof", "reset") for fate in stage.breaker.fates())
 
 
-def lose(stage: Line, phase: str, plan: Plan) -> str:
-    """The database goes in this phase; how its client's connection ends."""
+def lose(stage: Line, phase: str, plan: Plan, *, tls: bool = False) -> str:
+    """The database goes in this phase; how its client's connection ends, which may be over TLS."""
     stage.breaker.plan(plan)
 
     def run() -> str:
         with Wire() as wire:
             try:
+                if tls:
+                    wire.encrypt()
                 PHASES.get(phase, PHASES["idle"])(wire)
             except EOFError:
                 return "eof"
@@ -168,6 +170,23 @@ def test_the_database_may_go_in_any_phase(guarded: Line, phase: str, how: How) -
     with expecting(guarded, *reasons):
         said = lose(guarded, phase, replace(CUTS[phase], how=how))
     assert said == "reset" or phase not in ANSWERING
+
+
+@pytest.mark.parametrize(
+    ("phase", "how", "reason"),
+    [
+        ("idle", "fin", "closed"),  # whole: a close_notify is seen where there is one
+        ("in-rows", "fin", "reset"),
+        ("in-rows", "reset", "database-gone"),
+        ("in-copy-out", "fin", "reset"),
+    ],
+)
+def test_over_tls_what_the_database_leaves_unfinished_ends_without_close_notify(
+    guarded: Line, phase: str, how: How, reason: str
+) -> None:
+    with expecting(guarded, reason):
+        said = lose(guarded, phase, replace(CUTS[phase], how=how), tls=True)
+    assert said in (("reset", "torn") if phase in ANSWERING else ("eof",))
 
 
 # -- cancel and timeouts -----------------------------------------------------------------------------------
