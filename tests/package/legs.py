@@ -13,12 +13,17 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from tests import venvs
+from tests.conftest import FULL
 from tests.package import builds, rig
 
 INSIDE = rig.ROOT / "tests" / "package" / "inside"
 VENVS_OF = "bookworm"  # whose Python they are made with: another suite runs them in a root of it
 CACHE = Path("/var/cache/vecward-dev")
+CONTAINER_SECONDS, CONTAINER_LIMIT = 900, 1200  # a boot, and the test of it: minutes where nothing else runs
+MACHINE_SECONDS, MACHINE_LIMIT = 3000, 3500
 _MEASURE = re.compile(r"^measure: (?P<name>\S+) (?P<value>[\d.]+) (?P<unit>\S+)$", re.MULTILINE)
 
 BEGIN = ("look_before", "install", "doctor")
@@ -66,6 +71,20 @@ def lay_out(
         return {chroma: str(chroma), pgvector: str(pgvector)}
     base = subprocess.run([str(rig.RIG / "base"), VENVS_OF], capture_output=True, text=True, check=True)
     return {Path(base.stdout.strip()): "/srv/bookworm", CACHE: f"/srv/bookworm{CACHE}"}
+
+
+def live_in_a_machine(
+    folder: Path, kernel: str, steps: Sequence[str], later: Sequence[str] = (), suite: str = "bookworm"
+) -> None:
+    """The deb under the kernel of Debian `kernel` in QEMU. Skips where that cannot be."""
+    if not FULL:
+        pytest.skip("in `make soak` and `make test-package` only")
+    if why := builds.why_none("deb") or rig.why_no_machine(kernel, suite):
+        pytest.skip(why)
+    binds = lay_out(folder / "in", steps, later, suite=suite, patience=600)
+    boot = rig.machine(kernel, suite, folder / "in", binds, MACHINE_SECONDS)
+    print(boot.output)
+    assert tuple(boot.check().steps) == (*steps, *later)
 
 
 def measures(boot: rig.Boot) -> dict[str, tuple[float, str]]:

@@ -18,17 +18,19 @@ def _can_run() -> None:
         pytest.skip(why)
 
 
+@pytest.mark.limit(legs.CONTAINER_LIMIT)
 def test_the_deb_lives_from_install_to_purge(tmp_path: Path) -> None:
     binds = legs.lay_out(tmp_path / "in", legs.LIFE)
-    boot = rig.container(SUITE, tmp_path / "in", binds, 480)
+    boot = rig.container(SUITE, tmp_path / "in", binds, legs.CONTAINER_SECONDS)
     print(boot.output)
     assert tuple(boot.check().steps) == legs.LIFE
     measured = legs.measures(boot)
     assert {"install", "start", "memory"} <= set(measured)
 
 
+@pytest.mark.limit(legs.CONTAINER_LIMIT)
 def test_the_service_comes_back_from_what_goes_wrong_and_from_a_reboot(tmp_path: Path) -> None:
     binds = legs.lay_out(tmp_path / "in", legs.FAILURES, ["after_reboot"])
-    boot = rig.container(SUITE, tmp_path / "in", binds, 480)
+    boot = rig.container(SUITE, tmp_path / "in", binds, legs.CONTAINER_SECONDS)
     print(boot.output)
     assert tuple(boot.check().steps) == (*legs.FAILURES, "after_reboot")

@@ -21,10 +21,10 @@ def _can_run() -> None:
         pytest.skip(why)
 
 
-@pytest.mark.limit(1500)
+@pytest.mark.limit(legs.CONTAINER_LIMIT)
 @pytest.mark.parametrize(("steps", "later"), [(legs.LIFE, ()), (legs.FAILURES, ("after_reboot",))])
 def test_the_deb_lives_on_debian_13(tmp_path: Path, steps: tuple[str, ...], later: tuple[str, ...]) -> None:
     binds = legs.lay_out(tmp_path / "in", steps, later, suite=SUITE)
-    boot = rig.container(SUITE, tmp_path / "in", binds, 900)
+    boot = rig.container(SUITE, tmp_path / "in", binds, legs.CONTAINER_SECONDS)
     print(boot.output)
     assert tuple(boot.check().steps) == (*steps, *later)

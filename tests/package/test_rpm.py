@@ -218,22 +218,22 @@ def test_the_same_commit_makes_the_same_rpm(tmp_path: Path) -> None:
     assert made[0] == made[1]
 
 
-@pytest.mark.limit(900)
+@pytest.mark.limit(legs.CONTAINER_LIMIT)
 def test_the_rpm_lives_from_install_to_erasure(tmp_path: Path) -> None:
     if why := rig.why_no_base(SUITE):
         pytest.skip(why)
     binds = legs.lay_out(tmp_path / "in", legs.LIFE, kind="rpm")
-    boot = rig.container(SUITE, tmp_path / "in", binds, 480)
+    boot = rig.container(SUITE, tmp_path / "in", binds, legs.CONTAINER_SECONDS)
     print(boot.output)
     assert tuple(boot.check().steps) == legs.LIFE
     assert {"install", "start", "memory"} <= set(legs.measures(boot))
 
 
-@pytest.mark.limit(900)
+@pytest.mark.limit(legs.CONTAINER_LIMIT)
 def test_what_the_rpm_installed_comes_back_from_what_goes_wrong_and_from_a_reboot(tmp_path: Path) -> None:
     if why := rig.why_no_base(SUITE):
         pytest.skip(why)
     binds = legs.lay_out(tmp_path / "in", legs.FAILURES, ["after_reboot"], kind="rpm")
-    boot = rig.container(SUITE, tmp_path / "in", binds, 480)
+    boot = rig.container(SUITE, tmp_path / "in", binds, legs.CONTAINER_SECONDS)
     print(boot.output)
     assert tuple(boot.check().steps) == (*legs.FAILURES, "after_reboot")
