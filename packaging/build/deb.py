@@ -30,7 +30,7 @@ _FAILS_ON = "error,warning"
 
 
 def build(folder: Path) -> Path:
-    """Build into `folder`; the newest package there is then this one."""
+    """Build into `folder`; the newest package there is then this one, if lintian finds nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="vecward-deb-") as temporary:
         tree = Path(temporary, "tree")
@@ -46,12 +46,12 @@ def build(folder: Path) -> Path:
         shutil.copyfile(DEBIAN / "lintian-overrides", overrides)
         name = _write_control(tree, Path(temporary))
         _set_times(tree)
-        target = folder / name
+        made = Path(temporary, name)
         os.umask(0o022)
-        run("dpkg-deb", "--root-owner-group", "-Zxz", "--build", tree, target, env=_environment())
-        _tell(tree, target)
-    _judge(target)
-    return target
+        run("dpkg-deb", "--root-owner-group", "-Zxz", "--build", tree, made, env=_environment())
+        _tell(tree, made)
+        _judge(made)
+        return Path(shutil.move(made, folder / name))
 
 
 def _environment() -> dict[str, str]:

@@ -113,7 +113,7 @@ def _check_out(revision: str, tree: Path) -> None:
         subprocess.run(["tar", "-x", "-C", tree], stdin=archive.stdout, check=True)
     init = tree / "agent" / "__init__.py"
     was = init.read_text().partition('__version__ = "')[2].partition('"')[0]
-    for path in (init, tree / "CHANGELOG.md"):
+    for path in (init, tree / "CHANGELOG.md", tree / "packaging" / "debian" / "NEWS"):
         text = path.read_text()
         if was not in text:
             raise AssertionError(f"{path.name} of {revision} has no version {was!r}")
