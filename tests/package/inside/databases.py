@@ -116,7 +116,8 @@ def start_postgres() -> None:
     command = [str(programs() / "postgres"), "-D", str(data), "-c", "listen_addresses=127.0.0.1"]
     command += ["-c", "fsync=off", "-c", "unix_socket_directories=", "-c", "dynamic_shared_memory_type=mmap"]
     start_unit("database-postgres", within("nobody", command), *common)
-    wait_until(lambda: answers(POSTGRES_PORT), "PostgreSQL answers", 4 * PATIENCE)
+    # It listens before it takes anybody in.
+    wait_until(lambda: psql("root", "SELECT 1").stdout == "1\n", "PostgreSQL answers", 4 * PATIENCE)
 
 
 def answers(port: int) -> bool:
