@@ -8,6 +8,7 @@ outside of one.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -67,9 +68,12 @@ def look_before() -> None:
 
 
 def install() -> None:
-    began = time.monotonic()
+    began, spent = time.monotonic(), os.times()
     _install(1)
     measure("install", time.monotonic() - began, "s")
+    after = os.times()
+    cpu = after.children_user + after.children_system - spent.children_user - spent.children_system
+    measure("install-cpu", cpu, "s")
     if RPM:
         holds(shown(AGENT, "ActiveState") == "inactive", "EL leaves it to the administrator to start it")
         run("systemctl", "enable", "--now", "vecward.target")
@@ -198,6 +202,8 @@ def rest() -> None:
     run("systemctl", "start", "vecward.target")
     wait_until(_guarded, "the guards stand again")
     measure("start", time.monotonic() - began, "s")
+    units = ("vecward-steer.service", AGENT, *_generations())
+    measure("start-cpu", sum(int(shown(unit, "CPUUsageNSec")) for unit in units) / 1e9, "s")
     holds(
         databases.chroma_client("daemon").stdout.startswith("a "),
         "its users are served after it",
