@@ -22,7 +22,7 @@ from agent.messages import MAX_KEPT_SUBJECTS, AgentMessage, Hello, Identified, I
 from policy.model import Subject
 
 IDENTITY_TIMEOUT = 5.0
-AWAY_TIMEOUT = 60.0  # its unit's TimeoutStartSec=; and strict rules deny after a minute without a signature
+AWAY_TIMEOUT = 60.0  # strict rules deny after a minute without a signature anyway
 OBSERVED_TIMEOUT = 1.0  # a guard in observe goes on without a name rather than keep its client waiting
 MAX_QUESTIONS = 16_384
 _RETRY = 0.1

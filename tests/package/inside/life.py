@@ -297,13 +297,13 @@ def _change(number: int) -> None:
 
 
 def _goes_on(before: dict[str, databases.Count], what: str) -> None:
-    """Each client had fifty answers since, and none of them a failure ever."""
+    """Each client had twenty answers since, and none of them a failure ever."""
 
     def more() -> bool:
         now = databases.load()
         if failed := {name: said["last"] for name, said in now.items() if said["failed"]}:
             raise Broken(f"{what} was felt: {failed}, {now}")
-        return all(int(now[name]["done"]) > int(before[name]["done"]) + 50 for name in now)
+        return all(int(now[name]["done"]) > int(before[name]["done"]) + 20 for name in now)
 
     wait_until(more, f"the load goes on after {what}")
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 CLIENTS = ("http", "http-new", "https", "https-new", "sql", "sql-tls", "sql-tls-new")
-PAUSE = 0.02  # seconds between the requests of a thread
+PAUSE, REST = 0.02, 3  # seconds between requests, and at least so many times what the answer took
 PATH = "/api/v2/tenants/default_tenant/databases/default_database/collections/{}/query"
 SQL = "SELECT id FROM documents ORDER BY embedding <-> '[5,5,2]' LIMIT 1"
 
@@ -54,12 +54,13 @@ class Client:
             self.ask(connection)
 
     def step(self, once: Callable[[], None]) -> None:
+        began = time.monotonic()
         try:
             once()
             self.count["done"] += 1
         except Exception as error:
             self.note(error)
-        time.sleep(PAUSE)
+        time.sleep(max(PAUSE, REST * (time.monotonic() - began)))
 
     def note(self, error: Exception) -> None:
         self.count["failed"] += 1
