@@ -126,7 +126,7 @@ class Relay:
             self._end("internal-error", reset=True)
 
     async def _dial(self) -> None:
-        """Connect to exactly the address and port that the client dialled (architecture.md §1)."""
+        """Connect to exactly the address and port that the client dialled (docs/architecture.md)."""
         host, port = self.server_addr
         loop = asyncio.get_running_loop()
         try:

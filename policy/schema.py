@@ -259,7 +259,7 @@ class CaseWhatModel(_Model):
 
 
 class CaseWhoModel(_Model):
-    """The caller of a test case. What is not given does not exist for it; `groups` are its groups."""
+    """The caller of a test case. What is not given does not exist for it; `group` are its groups."""
 
     attribution: AttributionName | None = None
     unit: Name | None = None

@@ -66,6 +66,7 @@ def export(
     \b
     jsonl  one exchange a line, fields as in `vecward show --json`
     html   one self-contained page per session: to open, read and print
+    parquet and ocsf are not in this build
 
     \b
     vecward export --format html -s SESSION -o session.html

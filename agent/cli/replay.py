@@ -39,7 +39,11 @@ HITS: tuple[Column[Hit], ...] = (
 )
 @click.option("--step", is_flag=True, help="Wait for Enter after each step (q ends).")
 @click.option("--bodies", is_flag=True, help="Show whole requests and answers, not only hits.")
-@click.option("--against", metavar="HOST:PORT", help="Send the requests to a test database and compare.")
+@click.option(
+    "--against",
+    metavar="HOST:PORT",
+    help="Send the requests to a test database and compare (not in this build).",
+)
 @json_option
 @dir_option
 @pass_settings

@@ -3,7 +3,7 @@
 
 ``python -m tests.servers.patient shipped|patient ARGUMENT...``. What waits for an answer of our own processes
 (a kill, a stop, a read of /proc) waits a minute. With ``patient`` so does who waits for an identity, with
-``shipped`` it waits as long as architecture.md section 9 says: for the tests of just that.
+``shipped`` it waits as long as docs/architecture.md says: for the tests of just that.
 """
 
 from __future__ import annotations
