@@ -24,7 +24,7 @@ from tests.servers.test_observe import fill, kill, nothing_restarts, served, sma
 HEARTBEAT = request("/api/v2/heartbeat")
 KEEP = request("/api/v2/heartbeat", headers=())
 WAIT = 5.0  # seconds a connection waits for a worker
-AWAY = 60.0  # after so many seconds of absence nobody waits for the agent any more
+AWAY = 20.0  # after so many seconds of absence nobody waits for the agent any more
 
 
 @pytest.fixture(scope="module")

@@ -145,7 +145,7 @@ def test_without_an_agent_enforce_refuses_and_observe_goes_on_without_a_name(
     monkeypatch: pytest.MonkeyPatch, mode: str, passes: bool
 ) -> None:
     async def gone(question: Any, seconds: float, away: float) -> Subject:
-        assert (seconds, away) == ((1, 0) if passes else (5, 60)), "a client in observe is not kept waiting"
+        assert (seconds, away) == ((1, 0) if passes else (5, 20)), "a client in observe is not kept waiting"
         raise AgentGone(f"the agent did not say within {seconds:g} s who connected")
 
     async def story() -> None:
