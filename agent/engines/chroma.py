@@ -36,7 +36,8 @@ _BASE64: Final = re.compile(rb'"([A-Za-z0-9+/]{8,}={0,2})"')
 _BASE64_COLUMN: Final = re.compile(rb' ?\[(?:(?:"[A-Za-z0-9+/]*={0,2}"|null)(?:, ?)?)+\]')
 _COLUMN_KEY: Final = b'"embeddings":'  # its quotes are bare, so it stands outside any string
 _SCORE_KEYS: Final = (b'"distances":', b'"scores":')
-_SCORE_COLUMN: Final = re.compile(rb"\[[0-9eE+\-., \[\]nul]*+")
+_SCORE_COLUMN: Final = re.compile(rb"\[[0-9eE+\-., \[\]nul]*\]")
+_LAST_COLUMN: Final = re.compile(rb',"(?:include|select)":[\[\]",a-zA-Z_#:]*+\}')
 _EVERYTHING: Final = frozenset({ANY_COLLECTION})
 _TENANT, _DATABASE, _COLLECTION = 3, 5, 7  # places of path segments
 _BY_ID: Final = 8
@@ -283,11 +284,16 @@ class ChromaEngine:
 
 
 def _score_column(body: bytes) -> tuple[int, int]:
-    """Where an answer's scores stand; (0, 0): it is no answer, or has none. Both ends lie outside strings."""
+    """Where an answer's scores stand; (0, 0): it is no answer, or has none. Both ends lie outside strings.
+
+    They are the last column but one, as the server writes it: with what closes the answer behind them they
+    are no row's own.
+    """
     if body.startswith(b'{"ids":'):
-        for key in _SCORE_KEYS:  # searched from the end: the server writes vectors before scores
+        for key in _SCORE_KEYS:
             at = body.rfind(key)
-            if at >= 0 and (found := _SCORE_COLUMN.match(body, at + len(key))):
+            found = _SCORE_COLUMN.match(body, at + len(key)) if at >= 0 else None
+            if found is not None and _LAST_COLUMN.fullmatch(body, found.end()):
                 return found.span()
     return 0, 0
 

@@ -30,7 +30,7 @@ from agent.evidence.frames import (
     UnknownFrame,
 )
 
-MAGIC = b"VWB1"
+MAGIC = b"VWB2"  # builds before 0.1.0 wrote VWB1, whose digest was over the payload as it stands
 HEADER = struct.Struct(">4sBBHIIIIQ32s")
 """magic, kind, codec, parts, stored, head_stored, head_raw, count, first, chain: 64 bytes, big-endian."""
 _COVERED = struct.Struct(">4sBBHIIIIQ")
@@ -45,7 +45,6 @@ CODEC_ZSTD = 1
 MAX_STORED = 256 * 1024 * 1024  # payload of one block: a 64 MiB body and what shares its loop turn
 MAX_HEAD = 96 * 1024 * 1024  # msgpack part of one block, before compression
 MAX_COUNT = 65_536  # frames in one block
-MAX_PARTS = 65_535  # of a block: what its header can say
 LENGTH = 4  # bytes of an entry in the table of parts
 GENESIS_CONTEXT = b"vecward stream 1\0"
 
@@ -155,7 +154,8 @@ def parse_header(data: bytes, offset: int) -> BlockHeader:
     """Raises FormatError where a field is impossible; nothing is read or allocated by its lengths before."""
     magic, kind, codec, parts, stored, head_stored, head_raw, count, first, value = HEADER.unpack(data)
     if magic != MAGIC:
-        raise FormatError(offset, f"no block here (magic {magic!r})")
+        early = "; a build before 0.1.0 wrote this" if magic == b"VWB1" else ""
+        raise FormatError(offset, f"no block here (magic {magic!r}{early})")
     if kind not in (KIND_DATA, KIND_CONTROL) or codec not in (CODEC_NONE, CODEC_ZSTD):
         raise FormatError(offset, f"unknown block kind {kind} or codec {codec}")
     if head_stored + LENGTH * parts > stored or (parts == 0 and head_stored != stored):

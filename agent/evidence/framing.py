@@ -161,7 +161,7 @@ def body_bytes(records: Sequence[Record]) -> int:
 def known_digest(record: Record) -> tuple[bytes, bytes] | None:
     """A body that is long enough to be a part, and its SHA-256, where the session told it."""
     if isinstance(record, Chunk):
-        body, digest = record.data, record.sha256
+        body, digest = record.data, record.sha256 if record.whole else b""
     elif isinstance(record, Intent):
         body, digest = record.body, record.sha256 if record.whole else b""
     elif isinstance(record, Result):

@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 HEADER = struct.Struct(">4sBBHIIIIQ32s")
-MAGIC, CONTROL, MAX_STORED, MAX_COUNT = b"VWB1", 2, 256 * 1024 * 1024, 65_536
+MAGIC, CONTROL, MAX_STORED, MAX_COUNT = b"VWB2", 2, 256 * 1024 * 1024, 65_536
 KEY_CONTEXT, CHECKPOINT_CONTEXT = b"vecward epoch key 1\0", b"vecward checkpoint 1\0"
 FAILING = ("tampered", "truncated", "key-break")
 SILENCE = 15 * 10**9  # ns between checkpoints of one boot; beyond, the interval is unproven

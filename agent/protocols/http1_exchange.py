@@ -141,6 +141,7 @@ class Recorder:
                 data if full else None,
                 sha256(data).digest(),
                 len(data),
+                full,
             )
         )
 

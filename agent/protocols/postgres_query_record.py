@@ -109,7 +109,8 @@ class Exchange:
         self._released.update(data)  # type: ignore[attr-defined]
         self.streamed = True
         body = data if self.verdict.level == "full" else recorded if self.verdict.level == "masked" else None
-        out.records.append(Chunk(self.n, "response", body, sha256(data).digest(), len(data)))
+        digest = sha256(data).digest()
+        out.records.append(Chunk(self.n, "response", body, digest, len(data), body is data))
         out.to_client.append(data)
 
     def finish(
@@ -243,7 +244,8 @@ class Recorder:
     def piece(out: Output, exchange: Exchange, data: bytes) -> None:
         """CopyData of the client. Below level full it stays out: it may hold vectors that nothing cut."""
         body = data if exchange.verdict.level == "full" else None
-        out.records.append(Chunk(exchange.n, "request", body, sha256(data).digest(), len(data)))
+        digest = sha256(data).digest()
+        out.records.append(Chunk(exchange.n, "request", body, digest, len(data), body is data))
 
     @staticmethod
     def abort(out: Output, exchange: Exchange, reason: str) -> None:

@@ -78,8 +78,9 @@ class Chunk(msgspec.Struct):
     n: int
     side: Literal["request", "response"]
     data: Blob | None  # None where the level keeps bodies out
-    sha256: Digest
+    sha256: Digest  # of the piece as it is passed on
     bytes: int
+    whole: bool = False  # `data` is that piece, not a shorter form of it
 
 
 @dataclass(frozen=True, slots=True)

@@ -377,29 +377,42 @@ def test_a_digest_covers_embeddings_in_both_spellings() -> None:
     assert engine("chroma").digest(hostile) == (hostile, 0)
 
 
-@pytest.mark.parametrize("key", ["distances", "scores"])
-def test_a_digest_leaves_scores_however_many_there_are(key: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "last"), [("distances", {"include": ["embeddings"]}), ("scores", {"select": [["#score", "a:b"]]})]
+)
+def test_a_digest_leaves_scores_however_many_there_are(key: str, last: dict[str, Any]) -> None:
     scores = [[n / 7 for n in range(12)], [1e-9, None, -3.0] * 4]
     body = {
         "ids": [[str(n) for n in range(12)]] * 2,
         "embeddings": [[VECTOR] * 12] * 2,
         "documents": [[f'"{key}":[[1,2,3,4,5,6,7,8,9]] of "{key}":'] * 12] * 2,
-        key: scores,
         "other": [1, 2, 3, 4, 5, 6, 7, 8, 9],
+        key: scores,
+        **last,
     }
-    for separators in ((",", ":"), (", ", ":")):
-        recorded, count = engine("chroma").digest(json.dumps(body, separators=separators).encode())
-        tree = json.loads(recorded)
-        assert tree[key] == scores
-        assert count == 25
-        assert tree["other"]["dim"] == 9
-        assert tree["embeddings"][1][11]["dim"] == len(VECTOR)
-        assert tree["documents"] == body["documents"]
+    recorded, count = engine("chroma").digest(json.dumps(body, separators=(",", ":")).encode())
+    tree = json.loads(recorded)
+    assert tree[key] == scores
+    assert count == 25
+    assert tree["other"]["dim"] == 9
+    assert tree["embeddings"][1][11]["dim"] == len(VECTOR)
+    assert tree["documents"] == body["documents"]
 
 
-def test_a_digest_leaves_no_vector_of_a_request_that_calls_it_a_distance() -> None:
-    for raw in (b'{"distances":[[%s]]}', b'{"query_embeddings":[[1]],"distances":[[%s]]}'):
-        assert engine("chroma").digest(raw % b",".join([b"0.5"] * 64))[1] == 1
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"distances":[[%s]]}',
+        b'{"query_embeddings":[[1]],"distances":[[%s]]}',
+        b'{"ids":["a"],"scores":[[%s]]}',
+        b'{"ids":["a"],"metadatas":[{"scores":[%s]}]}',
+        b'{"ids":["a"],"metadatas":[{"x\\"distances":[%s]}]}',
+        b'{"ids":["a"],"metadatas":[{"scores":[%s]}],"include":["metadatas"]}',
+        b'{"ids":["a"],"metadatas":[{"scores":[%s],"include":["a"]}],"include":["metadatas"]}',
+    ],
+)
+def test_a_digest_leaves_no_vector_that_is_called_a_score_elsewhere(raw: bytes) -> None:
+    assert engine("chroma").digest(raw % b",".join([b"0.5"] * 64))[1] == 1
 
 
 @pytest.mark.parametrize("key", ["#document", "chroma:document"])

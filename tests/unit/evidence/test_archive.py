@@ -208,7 +208,7 @@ def test_chunks_are_joined_into_the_body_they_were(tmp_path: Path) -> None:
 def test_a_torn_tail_of_the_newest_segment_is_only_not_yet(tmp_path: Path) -> None:
     stream = story(tmp_path)
     with open(stream.path, "ab") as file:
-        file.write(b"VWB1\x01")
+        file.write(b"VWB2\x01")
     archive = Archive(tmp_path)
     assert len(list(archive.exchanges("5e551001"))) == 3
     assert not archive.problems
@@ -220,7 +220,7 @@ def test_an_empty_spare_segment_does_not_make_the_one_before_it_done(tmp_path: P
     archive = Archive(tmp_path)
     follower = archive.follow()
     with open(stream.path, "ab") as file:
-        file.write(b"VWB1\x01")
+        file.write(b"VWB2\x01")
     assert list(follower.poll()) == []
     assert not archive.problems
     data = stream.path.read_bytes()
@@ -232,7 +232,7 @@ def test_an_empty_spare_segment_does_not_make_the_one_before_it_done(tmp_path: P
 def test_a_torn_tail_of_an_older_segment_is_a_problem_and_the_next_is_read(tmp_path: Path) -> None:
     stream = story(tmp_path)
     with open(stream.path, "ab") as file:
-        file.write(b"VWB1\x01")
+        file.write(b"VWB2\x01")
     stream.rotate("recovered")
     stream.block(opened("s9"), asked("s9", 1), answered("s9", 1))
     archive = Archive(tmp_path)

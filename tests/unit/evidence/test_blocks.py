@@ -136,7 +136,7 @@ def test_the_beginning_of_a_block_is_torn_wherever_it_ends(size: int) -> None:
 
 @given(st.binary(max_size=300))
 def test_no_bytes_make_a_reader_raise_anything_but_its_own_error(data: bytes) -> None:
-    header = HEADER.pack(b"VWB1", 1, 0, 0, *[len(data)] * 3, 1, 1, b"")
+    header = HEADER.pack(b"VWB2", 1, 0, 0, *[len(data)] * 3, 1, 1, b"")
     for stored in (data, raw_block(data), raw_block(data, codec=1, raw=50), header + data):
         try:
             for block in read_blocks(io.BytesIO(stored)):

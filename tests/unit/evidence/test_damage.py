@@ -362,7 +362,7 @@ def test_the_shipped_file_alone_finds_the_same_as_the_command(
         case "cut":
             cut(path, path.stat().st_size - 10)
         case "torn":
-            path.write_bytes(path.read_bytes() + b"VWB1")
+            path.write_bytes(path.read_bytes() + b"VWB2")
     alone = Path(shutil.copy(standalone.__file__, tmp_path / "verify.py"))
     done = subprocess.run(
         [sys.executable, "-I", str(alone), str(copy), "--json"], capture_output=True, text=True, check=False

@@ -235,7 +235,7 @@ def test_a_torn_checkpoint_is_set_aside_and_the_old_key_goes_on(host: Host) -> N
     host.ledger.checkpoint({})
     host.kill_agent()
     path = list_segments(host.root / "ledger")[0][1]
-    torn = b"VWB1" + b"\x02\x00\x00\x00" + b"\x00\x00\x03\xe8" * 3 + b"\x00\x00\x00\x01" + bytes(7) + b"\x09"
+    torn = b"VWB2" + b"\x02\x00\x00\x00" + b"\x00\x00\x03\xe8" * 3 + b"\x00\x00\x00\x01" + bytes(7) + b"\x09"
     path.write_bytes(path.read_bytes() + torn + bytes(range(60)))
     size = path.stat().st_size
     ledger = host.start_agent()

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from agent.evidence.blocks import CODEC_ZSTD, FormatError, read_blocks, read_frames
+from agent.evidence.blocks import CODEC_ZSTD, FormatError, chain, read_blocks, read_frames
 from agent.evidence.frames import (
     ChunkFrame,
     CloseFrame,
@@ -26,6 +27,7 @@ from agent.evidence.frames import (
 from agent.evidence.segment import list_segments
 from agent.evidence.thresholds import Thresholds
 from agent.evidence.verify import verify
+from agent.protocols.session import Chunk, Intent, Result
 from tests.unit.evidence.host import Host, Worker, abort, chunk, intent, result
 
 
@@ -385,3 +387,28 @@ def test_cards_and_ends_leave_with_the_next_block_or_after_a_moment(host: Host) 
     worker.recorder.close("stop")
     assert [type(frame) for frame in frames(worker)[-2:]] == [SessionEndFrame, CloseFrame]
     moments.pop()()
+
+
+def test_a_digest_of_other_bytes_than_are_recorded_does_not_stand_for_them(host: Host) -> None:
+    """Below level full a piece or a body is recorded in a shorter form than it was passed on."""
+    worker = host.worker()
+    passed, recorded = b"p" * 40_000, b"r" * 20_000
+    digest = hashlib.sha256(passed).digest()
+    asked = Intent(1, intent(1).operation, intent(1).verdict, {}, recorded, digest, len(passed), 1)
+    piece = Chunk(1, "response", recorded, digest, len(passed))
+    got = Result(1, "answered", 200, {}, recorded, digest, len(passed), digest, len(passed))
+    whole = hashlib.sha256(recorded).digest()
+    for record in (asked, piece, got, Chunk(1, "request", recorded, whole, len(recorded), whole=True)):
+        worker.put(record)
+        worker.turn()
+    worker.sign()
+    found = verify(host.root)
+    assert [finding.kind for finding in found.findings if finding.kind == "tampered"] == []
+    for _number, path in list_segments(worker.folder):
+        with path.open("rb") as file:
+            value = None
+            for block in read_blocks(file):
+                header = block.header
+                if value is not None:
+                    assert header.chain == chain(value, header.first, header.count, block.digest())
+                value = header.chain

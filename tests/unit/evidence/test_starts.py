@@ -63,7 +63,7 @@ def test_the_tail_of_one_stream_is_looked_at_without_reading_all_others(tmp_path
     names = [new_stream_id(), new_stream_id()]
     for name in names:
         segment = create_segment(tmp_path / "streams" / name, 1)
-        os.write(segment.fd, b"VWB1 torn")
+        os.write(segment.fd, b"VWB2 torn")
         segment.close()
     found = recover_streams(tmp_path, (), 0, 0, only=names[0])
     assert [frame.stream for frame in found] == [names[0]]
