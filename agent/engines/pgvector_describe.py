@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from struct import Struct, error
@@ -36,13 +37,24 @@ _FLOAT: Final = Struct("!f")
 
 
 class Stated:
-    """A statement's text as JSON, and, once that is asked for, with its literal vectors replaced."""
+    """A statement's text as JSON, and, once that is asked for, with its literal vectors replaced.
 
-    __slots__ = ("_masked", "_plain", "_text", "cut", "short", "whole")
+    Bytes that are not UTF-8 (lone surrogates in `text`) are escaped in what is kept, ``\\udcff``; `sent` is
+    the JSON with the bytes as they came, for the digest.
+    """
+
+    __slots__ = ("_masked", "_plain", "_text", "cut", "sent", "short", "whole")
 
     def __init__(self, text: str) -> None:
+        self.sent: bytes | None = None
+        try:
+            self.whole = _encoder.encode(text)
+        except UnicodeEncodeError:
+            self.sent = json.dumps(text, ensure_ascii=False).encode("utf-8", "surrogateescape")
+            text = text.encode("utf-8", "backslashreplace").decode()
+            self.whole = _encoder.encode(text)
+        self.short = self.whole
         self._text = text
-        self.whole = self.short = msgspec.json.encode(text)
         self.cut = 0
         self._plain: Described | None = None
         self._masked: Described | None = None
@@ -51,15 +63,15 @@ class Stated:
         """Without parameters; the same one each time."""
         if not masked:
             if self._plain is None:
-                body = b'{"statement":' + self.whole + b"}"
-                self._plain = Described(body, body, 0)
+                body = _alone(self.whole)
+                self._plain = Described(body, body, 0, self.sent and _alone(self.sent))
             return self._plain
         if self._masked is None:
             short, self.cut = _shorten(self._text)
             if self.cut:
-                self.short = msgspec.json.encode(short)
-            body, recorded = b'{"statement":' + self.whole + b"}", b'{"statement":' + self.short + b"}"
-            self._masked = Described(body, recorded, self.cut)
+                self.short = _encoder.encode(short)
+            sent = self.sent and _alone(self.sent)
+            self._masked = Described(_alone(self.whole), _alone(self.short), self.cut, sent)
         return self._masked
 
 
@@ -76,13 +88,18 @@ def describe(
         return alone
     told = [_parameter(one, vectors) for one in parameters]
     body = _body(stated.whole, told)
+    sent = stated.sent and _body(stated.sent, told)
     if not masked:
-        return Described(body, body, 0)
+        return Described(body, body, 0, sent)
     cut = stated.cut
     for at, one in enumerate(told):
         told[at], more = _shown(one)
         cut += more
-    return Described(body, _body(stated.short, told) if cut else body, cut)
+    return Described(body, _body(stated.short, told) if cut else body, cut, sent)
+
+
+def _alone(statement: bytes) -> bytes:
+    return b'{"statement":' + statement + b"}"
 
 
 def _body(statement: bytes, parameters: list[Any]) -> bytes:

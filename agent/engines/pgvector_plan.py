@@ -21,6 +21,7 @@ from agent.engines.pgvector_reach import known_relations
 from agent.engines.pgvector_rows import RowPlan, Step
 from agent.engines.pgvector_values import Shape
 from agent.engines.sql_tree import Output, Relation, Resolved, Statement, VectorKind
+from agent.protocols.http import Refusal
 from agent.protocols.sql import Column, Plan
 from policy.model import Verdict
 
@@ -37,8 +38,11 @@ def make_plan(
 ) -> Plan:
     """The plan for the rows of one statement. `vectors`: OIDs of this database's vector types.
 
-    `key`: of masks. `columns` None: COPY. Raises Refusal where a COPY's form cannot be read and must be.
+    `key`: of masks. `columns` None: COPY. Raises Refusal where a COPY's form cannot be read and must be,
+    and for what was not read at all.
     """
+    if statement >= len(resolved.statements):  # observed: the database ran what could not be read
+        raise Refusal("unread", "rows of a statement that was not read")
     one = resolved.statements[statement]
     making = _Making(one, verdict, vectors, key)
     if columns is None:

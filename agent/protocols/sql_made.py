@@ -33,13 +33,14 @@ class Described:
 
     __slots__ = ("body", "cut", "recorded", "sha256")
 
-    def __init__(self, body: bytes, recorded: bytes, cut: int) -> None:
+    def __init__(self, body: bytes, recorded: bytes, cut: int, sent: bytes | None = None) -> None:
         """`body`: vectors as they are. `recorded`: at level masked, `cut` of them replaced by dimension and
-        digest; the body itself where that was not asked for."""
+        digest; the body itself where that was not asked for. `sent`: what the digest is of, where the body
+        could not keep all bytes as they came."""
         self.body = body
         self.recorded = recorded
         self.cut = cut
-        self.sha256 = sha256(body).digest()
+        self.sha256 = sha256(body if sent is None else sent).digest()
 
 
 class Released:
