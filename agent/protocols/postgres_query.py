@@ -32,7 +32,9 @@ _COPY_KINDS = frozenset(
     (Front.COPY_DATA, Front.COPY_DONE, Front.COPY_FAIL, Front.SYNC, Front.FLUSH, Front.TERMINATE)
 )
 _ENDS = frozenset((Front.SYNC, Front.TERMINATE))
-_READ = frozenset((Front.QUERY, Front.PARSE, Front.BIND))
+# What is read by what names mean, and what often stands before it in a segment. Not Describe and Execute: a
+# catalog query would take their unnamed portal away.
+_READ = frozenset((Front.QUERY, Front.PARSE, Front.BIND, Front.CLOSE))
 _UNJUDGED = frozenset((Front.SYNC, Front.FLUSH, Front.TERMINATE))
 
 

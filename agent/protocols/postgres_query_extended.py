@@ -23,7 +23,7 @@ from agent.protocols.postgres_forms import (
     write_parse,
 )
 from agent.protocols.postgres_messages import HEADER, Front
-from agent.protocols.postgres_query_decide import DecidingSide, Refused
+from agent.protocols.postgres_query_decide import DecidingSide, Refused, Unconfirmed
 from agent.protocols.postgres_query_state import MAX_NAME, Entry, Kind, Portal, Statement
 from agent.protocols.session import Output
 from agent.protocols.sql_made import Parameter
@@ -190,6 +190,8 @@ class ExtendedSide(DecidingSide):
         try:
             if not name:
                 raise LookupError
+            if not (self._queue or self._open or self._confirmed) and self._conversation.wants is not None:
+                raise Unconfirmed  # `_must_wait` does not for a Describe
             reading, operation, verdict, rewriting = self._decide_text(source, ())
         except (Refused, LookupError):
             self._fail(out, "34000", _no_portal(name))  # none that is known

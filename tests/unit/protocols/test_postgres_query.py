@@ -387,6 +387,25 @@ def test_after_a_while_the_catalog_is_asked_before_anything_is_read_by_it() -> N
         assert [text for text, _, _ in t.server.ran[before:]] == ["SELECT catalog", "SELECT 1"]
 
 
+def test_a_catalog_that_is_due_is_asked_before_a_cursor_of_sql_is_described() -> None:
+    t = talk()
+    t.say(query("BEGIN"), query("DECLARE c CURSOR FOR SELECT 1"))
+    t.engine.conversation.wants = "SELECT catalog"
+    asked = write_named(ord("D"), Named("portal", b"c"))
+    assert t.session.client_data(asked).to_server == [query("SELECT catalog")]
+    forwarded = t.session.server_data(t.server.feed(query("SELECT catalog"))).to_server
+    assert forwarded[0] == asked
+
+
+def test_a_catalog_that_is_due_is_asked_before_a_close_begins_a_segment() -> None:
+    t = talk()
+    t.say(parse("SELECT 2", b"s"), SYNC)
+    before = len(t.server.ran)
+    t.engine.conversation.wants = "SELECT catalog"
+    assert t.say(close_statement(b"s"), parse("SELECT 1"), bind(), execute(), SYNC) == "3 1 2 D C ZI"
+    assert [text for text, _, _ in t.server.ran[before:]] == ["SELECT catalog", "SELECT 1"]
+
+
 def test_the_unnamed_statement_survives_a_catalog_query_of_ours() -> None:
     t = talk()
     t.say(parse("CREATE x", b"c"), SYNC, parse("SELECT 1"), SYNC)
