@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,12 @@ def test_the_deb_lives_from_install_to_purge(tmp_path: Path) -> None:
     assert tuple(boot.check().steps) == legs.LIFE
     measured = legs.measures(boot)
     assert {"install", "start", "memory"} <= set(measured)
+    row = re.search(r"^\| `systemd-analyze security`.*", (rig.ROOT / "docs/packaging.md").read_text(), re.M)
+    assert row is not None
+    documented = [float(cell) for cell in row[0].split("|")[2:5]]
+    names = ("agent", "proxy@", "steer")
+    scores = [next(v for n, (v, _) in measured.items() if f"exposure-vecward-{name}" in n) for name in names]
+    assert documented == scores
 
 
 @pytest.mark.limit(legs.CONTAINER_LIMIT)
