@@ -8,9 +8,11 @@ So what is tested is metadata, signatures, resolution and the transaction; the r
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -154,6 +156,9 @@ def end_agent(home: Path) -> None:
         if f"\0{home}\0".encode() in _command_line(folder)
     ]
     subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=True)
+    for pid in agents:  # one whose socket another one took hears nothing, and looks for it once a minute
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
     until = time.monotonic() + 60
     while any(_command_line(Path(f"/proc/{pid}")) for pid in agents):
         assert time.monotonic() < until, "gpg-agent does not end"
