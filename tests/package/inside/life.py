@@ -225,11 +225,12 @@ def restart() -> None:
     for _ in range(5):
         before = databases.load()
         run("systemctl", "restart", AGENT)
-        _goes_on(before, "a restart of the agent", _away())
-        if _away() < WAITED_FOR or not contained():  # once at least it is seen that nobody is refused
+        away = _away()
+        _goes_on(before, "a restart of the agent", away)
+        if away < WAITED_FOR or not contained():  # once at least it is seen that nobody is refused
             break
     else:
-        raise Differs(f"this machine needs {_away():.0f} s to start an agent")
+        raise Differs(f"this machine needs {away:.0f} s to start an agent")
     before = databases.load()
     run("systemctl", "daemon-reexec")
     _goes_on(before, "systemd's own restart")
