@@ -222,6 +222,7 @@ def downgrade() -> None:
 
 def restart() -> None:
     """The agent, and systemd itself, under the same load."""
+    away = 0.0
     for _ in range(5):
         before = databases.load()
         run("systemctl", "restart", AGENT)
