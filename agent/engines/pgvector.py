@@ -25,7 +25,7 @@ from agent.engines.pgvector_reading import ENGINE, PgReading, operation
 from agent.engines.sql_catalog import EMPTY, Catalog, Scope
 from agent.engines.sql_catalog_read import Trouble
 from agent.engines.sql_tree import Resolved, Statement
-from agent.engines.sql_utility import ENDS, is_utf8
+from agent.engines.sql_utility import ENDS, FIRST, OUTSIDE, is_utf8
 from agent.engines.sql_views import with_views
 from agent.engines.sql_walk import Memory, resolve
 from agent.protocols.http import Refusal
@@ -37,9 +37,6 @@ MAX_REMEMBERED: Final = 1000
 """Statements and cursors of SQL's own names that one connection may have; what is beyond is unknown."""
 RETRY: Final = 5.0
 """Seconds after a catalog query failed before it is asked again."""
-_OUTSIDE: Final = frozenset({"SET", "BEGIN", "START TRANSACTION", "SHOW", "RESET"})
-"""Commands after which SET TRANSACTION may still come: nothing of ours may run before it."""
-
 REMEMBERED: Final = frozenset({"PREPARE", "DECLARE CURSOR"})
 
 Want = Literal["whole", "check", "session"]
@@ -154,6 +151,12 @@ class PgvectorConversation:
     def doubt_names(self) -> bool:
         self._dirty = self._dirty or "check"
         return self._want() is not None
+
+    def doubt_late(self, reading: Reading) -> bool:
+        if self._ran or FIRST.issuperset(reading.methods):
+            return False
+        held = self._catalogs.find(self._database)
+        return (held is not self._scope.catalog or self._is_due()) and self.doubt_names()
 
     def _is_due(self) -> bool:
         """Inside of a transaction an answer is this connection's alone, and so is its age."""
@@ -313,7 +316,7 @@ class PgvectorConversation:
         one = ours.statements[statement]
         if tag is None:
             return  # it failed: what stood before stands
-        if one.command not in _OUTSIDE:
+        if one.command not in OUTSIDE:
             self._ran = True
         self._remember(ours, one)
         if one.command in ENDS:

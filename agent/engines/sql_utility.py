@@ -137,6 +137,10 @@ _TRANSACTIONS: Final = {
 }  # fmt: skip
 ENDS: Final = frozenset({"COMMIT", "ROLLBACK", "ROLLBACK TO"})
 """What may bring back a search path or a role that was set before (docs, SET)."""
+OUTSIDE: Final = frozenset({"SET", "BEGIN", "START TRANSACTION", "SHOW", "RESET"})
+"""Commands after which SET TRANSACTION may still come: nothing of ours may run before it."""
+FIRST: Final = OUTSIDE | ENDS | {"LOCK TABLE"}
+"""What a transaction begins with that needs no snapshot, or wants its lock before it has one."""
 _MULTI: Final = ("TRANSACTION", "SESSION CHARACTERISTICS", "TRANSACTION SNAPSHOT")
 _NAMED_OBJECTS: Final = frozenset({
     "OBJECT_TABLE", "OBJECT_VIEW", "OBJECT_MATVIEW", "OBJECT_FOREIGN_TABLE", "OBJECT_SEQUENCE",

@@ -85,6 +85,15 @@ class DecidingSide(AnsweringSide):
             raise Refused(reading, operation, denied(self._judge(operation), message))
         return reading
 
+    def _confirm(self, reading: Reading) -> None:
+        """Raises Unconfirmed where a transaction waited for its first query, and the catalog is due."""
+        if (
+            self._status == "T"
+            and not (self._queue or self._open or self._confirmed)
+            and self._conversation.doubt_late(reading)
+        ):
+            raise Unconfirmed
+
     def _allow(self, reading: Reading, operation: Operation) -> Verdict:
         verdict = self._judge(operation)
         if verdict.outcome != "allow":
@@ -100,6 +109,7 @@ class DecidingSide(AnsweringSide):
     def _decide_text(self, source: bytes, parameters: tuple[Parameter, ...] | None) -> _Known:
         asked = not (self._queue or self._open or self._confirmed)  # by `_must_wait`
         reading = self._read_text(source, asked=asked)
+        self._confirm(reading)
         operation = self._conversation.operation(reading, parameters)
         if reading.fault is not None:
             self._say_fault(reading, operation, reading.fault)
@@ -158,6 +168,7 @@ class DecidingSide(AnsweringSide):
 
     def _decide_bind(self, statement: Statement, parameters: tuple[Parameter, ...]) -> tuple[int, _Known]:
         """The verdict on a portal, and the rows it is for: 0 is all, 1 where all would be too many."""
+        self._confirm(statement.reading)
         self._refresh(statement)
         reading = statement.reading
         operation = statement.whole

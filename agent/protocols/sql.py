@@ -135,6 +135,11 @@ class Conversation(Protocol):
         """Let `wants` ask whether the catalog still stands. False: it cannot be asked at this moment."""
         ...
 
+    def doubt_late(self, reading: Reading) -> bool:
+        """As `doubt_names`, where a transaction has run nothing yet, in which `wants` asks for nothing: SET
+        TRANSACTION may come. False too where nothing is due, and for a reading that may stand before it."""
+        ...
+
     def learn(self, results: Sequence[Rows] | None) -> None:
         """The results of `wants`, one per statement in it; None when it failed (then names stay unknown)."""
         ...

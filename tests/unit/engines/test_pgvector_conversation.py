@@ -177,6 +177,28 @@ def test_nothing_is_asked_in_the_middle_of_a_pipeline_or_of_a_transaction_that_m
     assert conversation.wants is None  # in a failed transaction it would fail
 
 
+def test_a_transaction_that_waited_asks_before_its_first_query() -> None:
+    place = Place()
+    conversation = place.converse()
+    place.run(conversation, "BEGIN", "T")
+    search = conversation.read(SEARCH)
+    assert not conversation.doubt_late(search)  # nothing is due
+    place.now += BELIEVED + 1
+    for first in ("SET TRANSACTION READ ONLY", "SHOW search_path", "LOCK TABLE documents", "ROLLBACK"):
+        assert not conversation.doubt_late(conversation.read(first))
+    assert conversation.doubt_late(conversation.read("SET TRANSACTION READ ONLY; SELECT 1"))
+    assert place.learn(conversation) == ["check"]
+    assert not conversation.doubt_late(search)
+    place.fingerprint = "2"
+    assert place.learn(place.converse()) == ["check", "whole"]  # another's, of this moment
+    assert conversation.doubt_late(search)
+    assert place.learn(conversation) == ["check"]
+    place.run(conversation, SEARCH, "T")
+    place.now += BELIEVED + 1
+    assert not conversation.doubt_late(search)  # `wants` asks again
+    assert place.learn(conversation) == ["check"]
+
+
 def test_a_definition_makes_the_catalog_stale_for_everybody() -> None:
     place = Place()
     first, second = place.converse(), place.converse()

@@ -115,12 +115,16 @@ class FakeConversation:
         self.seen: dict[str, str] = {}
         self.readings: dict[str, FakeReading] = {}
         self.planned: list[tuple[str, int]] = []
+        self.late = False  # the catalog is due, in a transaction that has run nothing yet
         self.made = False  # what was nowhere is there once the catalog is learnt again
 
     def doubt_names(self) -> bool:
         if self.asks:
             self.wants = "SELECT catalog"
         return self.asks
+
+    def doubt_late(self, reading: Reading) -> bool:
+        return self.late and reading.methods != ("SET",) and self.doubt_names()
 
     def learn(self, results: Sequence[Rows] | None) -> None:
         self.learnt.append(results)

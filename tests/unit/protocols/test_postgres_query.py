@@ -387,6 +387,25 @@ def test_after_a_while_the_catalog_is_asked_before_anything_is_read_by_it() -> N
         assert [text for text, _, _ in t.server.ran[before:]] == ["SELECT catalog", "SELECT 1"]
 
 
+@pytest.mark.parametrize("words", [[query("SELECT 1")], [parse("SELECT 1"), bind(), execute(), SYNC]])
+def test_a_transaction_that_waited_asks_before_its_first_query_and_not_before_it_is_set_up(
+    words: list[bytes],
+) -> None:
+    t = talk()
+    t.say(parse("SELECT 1", b"s"), SYNC)
+    t.say(query("BEGIN"))
+    before = len(t.server.ran)
+    t.engine.conversation.late = True
+    t.engine.conversation.asks = False
+    t.say(query("SET x"))
+    t.engine.conversation.asks = True
+    assert [text for text, _, _ in t.server.ran[before:]] == ["SET x"]
+    for asked in (words, [bind(b"s"), execute(), SYNC]):
+        before = len(t.server.ran)
+        assert t.say(*asked).endswith("D C ZT")
+        assert [text for text, _, _ in t.server.ran[before:]] == ["SELECT catalog", "SELECT 1"]
+
+
 def test_a_catalog_that_is_due_is_asked_before_a_cursor_of_sql_is_described() -> None:
     t = talk()
     t.say(query("BEGIN"), query("DECLARE c CURSOR FOR SELECT 1"))
