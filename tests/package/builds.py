@@ -82,7 +82,10 @@ def _earlier() -> str:
     """The commit of VECWARD_EARLIER, else of the newest released version, else the one before; "": none."""
     named = os.environ.get("VECWARD_EARLIER")
     released = _git("describe", "--tags", "--abbrev=0", "--match", "v*", "HEAD~1")
-    return _git("rev-parse", "--verify", f"{named or released or 'HEAD~1'}^{{commit}}")
+    found = _git("rev-parse", "--verify", f"{named or released or 'HEAD~1'}^{{commit}}")
+    if named and not found:
+        raise AssertionError(f"VECWARD_EARLIER={named} is no commit")
+    return found
 
 
 @functools.cache
