@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Final, Literal, cast
 
 from agent.host import Host, Refuse
 from agent.judge import SessionJudge
@@ -25,10 +25,10 @@ from agent.tally import Tally
 from agent.tls_layer import TlsError
 from policy.model import RecordMode, Subject
 
-DIAL_TIMEOUT = 10.0  # seconds for the database to answer a SYN on this host
-LINGER = 2.0  # seconds in which a refused client may read why
-HIGH_WATER = 1 << 20  # bytes queued on one side before the other is paused
-MAX_UNRECORDED = 32  # outputs that wait for their records before both sides are paused
+DIAL_TIMEOUT: Final = 10.0  # seconds for the database to answer a SYN on this host
+LINGER: Final = 2.0  # seconds in which a refused client may read why
+HIGH_WATER: Final = 1 << 20  # bytes queued on one side before the other is paused
+MAX_UNRECORDED: Final = 32  # outputs that wait for their records before both sides are paused
 _STRICTNESS: dict[RecordMode, int] = {"best-effort": 0, "strict": 1, "strict-sync": 2}
 
 

@@ -11,12 +11,12 @@ import contextlib
 import socket
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-SO_COOKIE = 57  # asm-generic/socket.h
-JOINED = 16 * 1024  # bytes up to which a copy costs less than a list of pieces
-STALL = 30  # times a closing client may be found to have taken nothing of what it is still owed
-_LINGER_RESET = struct.pack("ii", 1, 0)
+SO_COOKIE: Final = 57  # asm-generic/socket.h
+JOINED: Final = 16 * 1024  # bytes up to which a copy costs less than a list of pieces
+STALL: Final = 30  # times a closing client may be found to have taken nothing of what it is still owed
+_LINGER_RESET: Final = struct.pack("ii", 1, 0)
 
 
 class Ends(Protocol):

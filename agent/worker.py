@@ -26,7 +26,8 @@ from agent.callers import is_peer, may_be_named, subject_key
 from agent.card import session_card
 from agent.evidence.recorder import Recorder
 from agent.host import Refuse
-from agent.judge import Bindings, SessionJudge
+from agent.in_force import InForce
+from agent.judge import SessionJudge
 from agent.leaving import Leaving
 from agent.link import AWAY_TIMEOUT, IDENTITY_TIMEOUT, OBSERVED_TIMEOUT, AgentGone, AgentLink
 from agent.messages import (
@@ -43,7 +44,6 @@ from agent.messages import (
     Pressure,
     Refused,
     Segment,
-    Settings,
     Signed,
     Snapshot,
     Welcome,
@@ -57,10 +57,8 @@ from agent.session_id import new_session_id
 from agent.sides import address_of
 from agent.stream import EvidenceStream
 from agent.tls_layer import TlsLayer
-from policy.combine import RecordDefaults
-from policy.compile import Bound, Policy, decode_rules
-from policy.login import Login, first_login
-from policy.model import Attribution, RecordLevel, RecordMode, Subject, Verdict
+from policy.login import first_login
+from policy.model import Attribution, Subject, Verdict
 
 PRESENT_EVERY = 0.25  # seconds between presentations of unsigned blocks
 COUNT_EVERY = 1.0
@@ -68,7 +66,7 @@ GC_EVERY = 50_000  # allocations: an exchange leaves no cycle, and at 700 the se
 
 
 class Worker:
-    """Implements ``relay.Host`` and ``judge.Rules``."""
+    """Implements ``relay.Host``."""
 
     def __init__(
         self,
@@ -88,10 +86,8 @@ class Worker:
         self._relays: dict[str, Relay] = {}
         self._subjects: Counter[tuple[Any, ...]] = Counter()
         self._counters: Counter[str] = Counter()
-        self._snapshot: Snapshot | None = None
-        self._policy: Policy | None = None
-        self._bindings = Bindings()
         self._stream = EvidenceStream(self._link.send, self._spawn)
+        self._rules = InForce(self._stream)
         self._slot = -1
         self._budget = Budget(note=lambda: self.count("held_refused"))
         self._leaving = Leaving(self._relays, self._server.close, self._server.waits, notify, self._spawn)
@@ -105,7 +101,7 @@ class Worker:
 
     @property
     def first_request(self) -> float:
-        return self._settings().first_request
+        return self._rules.settings.first_request
 
     def new_session_id(self) -> str:
         return new_session_id(time.time_ns() // 1_000_000, int.from_bytes(os.urandom(4)))
@@ -114,7 +110,7 @@ class Worker:
         guard = relay.guard.name
         served = self._server.find(guard)
         netns = 0 if served is None else served.netns
-        sha256 = self._policy is not None and "exe_sha256" in self._policy.subject_keys(guard)
+        sha256 = self._rules.names(guard, "exe_sha256")
         try:
             return await self._link.identify(
                 lambda number: Identify(
@@ -141,7 +137,7 @@ class Worker:
         if subject.pid == os.getpid():
             raise Refuse("loop", "the proxy's own connection came back to it")
         key = subject_key(subject)
-        if enforcing and self._subjects[key] >= self._settings().max_connections_per_subject:
+        if enforcing and self._subjects[key] >= self._rules.settings.max_connections_per_subject:
             raise Refuse("too-many-connections", "this process has as many connections as one may have")
         self._subjects[key] += 1
 
@@ -155,13 +151,15 @@ class Worker:
         ):
             relay.tunnelled = True
             return open_tunnel("a tunnel rule covers it")
-        bounds = Bounds(body=self._settings().max_body, budget=self._budget)
+        bounds = Bounds(body=self._rules.settings.max_body, budget=self._budget)
         relay.judge = self._judge(relay, subject)
         return held.open_session(relay.guard, relay.judge, bounds)
 
     def _judge(self, relay: Relay, subject: Subject) -> SessionJudge:
         guard = relay.guard
-        return SessionJudge(self, subject, guard.name, time.time, self.report_bug, first_login(guard.engine))
+        return SessionJudge(
+            self._rules, subject, guard.name, time.time, self.report_bug, first_login(guard.engine)
+        )
 
     def tls_layer(self, relay: Relay, side: Literal["client", "server"]) -> TlsLayer:
         held = self._server.find(relay.guard.name)
@@ -181,7 +179,7 @@ class Worker:
             raise RuntimeError("a card before its subject")
         return session_card(
             relay.id, self._stream.host, self._stream.boot, relay.guard, relay.subject, relay.client_addr,
-            relay.server_addr, self.policy_hash, relay.tls,
+            relay.server_addr, self._rules.policy_hash, relay.tls,
         )  # fmt: skip
 
     def count(self, name: str, by: int = 1) -> None:
@@ -201,35 +199,6 @@ class Worker:
             if self._subjects[key] <= 0:
                 del self._subjects[key]
         self._leaving.session_ended()
-
-    # -- judge.Rules -------------------------------------------------------------------------------
-
-    @property
-    def in_force(self) -> object:
-        return self._policy
-
-    @property
-    def policy_hash(self) -> str:
-        return self._policy.hash if self._policy is not None else ""
-
-    def bind(self, subject: Subject, guard: str, login: Login | None = None) -> Bound:
-        if self._policy is None:
-            raise RuntimeError("no policy yet")
-        return self._bindings.bind(self._policy, subject, guard, login)
-
-    def guard_mode(self, guard: str) -> tuple[bool, bool]:
-        held = self._server.find(guard)
-        if held is None:
-            return True, False
-        return held.settings.mode == "enforce", held.settings.off
-
-    @property
-    def defaults(self) -> tuple[RecordLevel, RecordMode]:
-        settings = self._settings()
-        return settings.level, settings.mode
-
-    def evidence_stands(self) -> bool:
-        return self._stream.stands
 
     # -- the agent ---------------------------------------------------------------------------------
 
@@ -278,11 +247,7 @@ class Worker:
         self._say_ready()
 
     def _take_snapshot(self, snapshot: Snapshot) -> None:
-        before = self._snapshot
-        if before is None or (snapshot.policy, snapshot.settings) != (before.policy, before.settings):
-            defaults = RecordDefaults(snapshot.settings.level, snapshot.settings.mode)
-            self._policy = Policy(decode_rules(snapshot.policy), defaults)
-        self._snapshot = snapshot
+        self._rules.take(snapshot)
         self._budget.limit = snapshot.settings.max_held
         if self._stream.is_begun:
             self._serve()
@@ -309,11 +274,13 @@ class Worker:
 
     def _tunnel(self, relay: Relay, subject: Subject) -> Verdict | None:
         guard = relay.guard
-        return self.bind(subject, guard.name, first_login(guard.engine)).tunnel(guard.engine, time.time())
+        bound = self._rules.bind(subject, guard.name, first_login(guard.engine))
+        return bound.tunnel(guard.engine, time.time())
 
     def _serve(self) -> None:
-        if self._snapshot is not None:
-            self._server.sync(self._snapshot.guards, self._snapshot.hmac_key)
+        snapshot = self._rules.snapshot
+        if snapshot is not None:
+            self._server.sync(snapshot.guards, snapshot.hmac_key)
 
     def _announce(self, guard: str, descriptor: int) -> None:
         self._link.send(Listener(guard), descriptor)
@@ -331,7 +298,7 @@ class Worker:
         if not self._stream.is_begun:
             self.count("refused_no_evidence")
             return None
-        if len(self._relays) >= self._settings().max_connections:
+        if len(self._relays) >= self._rules.settings.max_connections:
             self.count("refused_too_many_connections")
             return None
         # Steering keeps the port that was dialled: another one was dialled at the listener itself.
@@ -343,11 +310,6 @@ class Worker:
         return relay
 
     # -- life --------------------------------------------------------------------------------------
-
-    def _settings(self) -> Settings:
-        if self._snapshot is None:
-            raise RuntimeError("no snapshot yet")
-        return self._snapshot.settings
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from policy.model import Action, Limit, Mask, MaskAs, Operation, RecordLevel, RecordMode, Scalar
 from policy.rules import MaskSpec, Rule
@@ -165,7 +166,7 @@ def _join_records(rules: Iterable[Rule], defaults: RecordDefaults) -> tuple[Reco
     return level, MODES[max(modes)] if modes else defaults.mode
 
 
-_MARKS = re.compile(r"\[[^\]]*\]|\"")
+_MARKS: Final = re.compile(r"\[[^\]]*\]|\"")
 
 
 def segments(path: str) -> tuple[str, ...]:
@@ -185,9 +186,9 @@ def _spellings(field: str) -> tuple[tuple[str, ...], ...]:
     return ((),) if path and path[0] in WHOLE_PAYLOAD else (path,)
 
 
-WHOLE_PAYLOAD = frozenset({"payload", "metadata", "metadatas", "properties"})
+WHOLE_PAYLOAD: Final = frozenset({"payload", "metadata", "metadatas", "properties"})
 """Roots that hold all fields: a mask on one of them hides every field a client could probe."""
-UNTOLD = frozenset({(), ("*",)})
+UNTOLD: Final = frozenset({(), ("*",)})
 """Probes of a field that cannot be told: taken for any field."""
 
 
@@ -206,9 +207,9 @@ def refuse(restrictions: Restrictions, operation: Operation) -> tuple[str, str] 
     return _refuse_probes(restrictions, operation) if operation.probed else None
 
 
-MAX_SHOWN = 100
+MAX_SHOWN: Final = 100
 """Characters of a client's own field name in the message that refuses it."""
-SESSION_ONLY = frozenset({Action.SESSION})
+SESSION_ONLY: Final = frozenset({Action.SESSION})
 """Handshake, health, version: it reaches no row, so that no filter is missing on it."""
 
 

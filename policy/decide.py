@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from policy.combine import Restrictions, exceeds, refuse
 from policy.model import Action, Hit, Limit, Mask, NearMiss, Operation, Subject, Verdict
@@ -180,7 +180,7 @@ def deny_all(message: str, policy: str) -> Verdict:
     return Verdict(outcome="deny", rule=None, where=None, message=message, policy=policy)
 
 
-UNKNOWN_MESSAGE = (
+UNKNOWN_MESSAGE: Final = (
     "this request is not one that is known for this database, and what is unknown is never allowed"
 )
 

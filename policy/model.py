@@ -209,8 +209,9 @@ class Verdict:
     nearest: NearMiss | None = None
     would: Literal["deny", "hold", "mask", "clamp"] | None = None
     hits: tuple[Hit, ...] = ()
+    touches_answer: bool = field(init=False, repr=False, compare=False)
+    """The answer has to be read and may be changed before it is released. Kept: asked for at every turn."""
 
-    @property
-    def touches_answer(self) -> bool:
-        """The answer has to be read and may be changed before it is released."""
-        return bool(self.masks or self.filters) or not self.vectors or self.fields is not None
+    def __post_init__(self) -> None:
+        touches = bool(self.masks or self.filters) or not self.vectors or self.fields is not None
+        object.__setattr__(self, "touches_answer", touches)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 import msgspec
 import zstandard
@@ -30,23 +30,23 @@ from agent.evidence.frames import (
     UnknownFrame,
 )
 
-MAGIC = b"VWB2"  # builds before 0.1.0 wrote VWB1, whose digest was over the payload as it stands
-HEADER = struct.Struct(">4sBBHIIIIQ32s")
+MAGIC: Final = b"VWB2"  # builds before 0.1.0 wrote VWB1, whose digest was over the payload as it stands
+HEADER: Final = struct.Struct(">4sBBHIIIIQ32s")
 """magic, kind, codec, parts, stored, head_stored, head_raw, count, first, chain: 64 bytes, big-endian."""
-_COVERED = struct.Struct(">4sBBHIIIIQ")
-_PLACE = struct.Struct(">QI")
-COVERED = 32  # header bytes that the block digest covers: everything before the chain value
+_COVERED: Final = struct.Struct(">4sBBHIIIIQ")
+_PLACE: Final = struct.Struct(">QI")
+COVERED: Final = 32  # header bytes that the block digest covers: everything before the chain value
 
-KIND_DATA = 1  # frames of sessions; the head may be compressed
-KIND_CONTROL = 2  # what a proof needs: never compressed, no parts
-CODEC_NONE = 0
-CODEC_ZSTD = 1
+KIND_DATA: Final = 1  # frames of sessions; the head may be compressed
+KIND_CONTROL: Final = 2  # what a proof needs: never compressed, no parts
+CODEC_NONE: Final = 0
+CODEC_ZSTD: Final = 1
 
-MAX_STORED = 256 * 1024 * 1024  # payload of one block: a 64 MiB body and what shares its loop turn
-MAX_HEAD = 96 * 1024 * 1024  # msgpack part of one block, before compression
-MAX_COUNT = 65_536  # frames in one block
-LENGTH = 4  # bytes of an entry in the table of parts
-GENESIS_CONTEXT = b"vecward stream 1\0"
+MAX_STORED: Final = 256 * 1024 * 1024  # payload of one block: a 64 MiB body and what shares its loop turn
+MAX_HEAD: Final = 96 * 1024 * 1024  # msgpack part of one block, before compression
+MAX_COUNT: Final = 65_536  # frames in one block
+LENGTH: Final = 4  # bytes of an entry in the table of parts
+GENESIS_CONTEXT: Final = b"vecward stream 1\0"
 
 
 class FormatError(Exception):

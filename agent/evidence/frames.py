@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from policy.model import Action, Operation, Scalar, Verdict
+from policy.model import Scalar
 
 VERSION = 1
 LEDGER = "ledger"  # the stream id of the agent's own stream
@@ -339,61 +339,3 @@ CONTROL_FRAMES = (
     TombstoneFrame, KeyFrame, CheckpointFrame,
 )  # fmt: skip
 AnyFrame = Frame | UnknownFrame
-
-
-_MOST = 2**63 - 1  # a client may ask for more rows than 64 bits can say; that it asked must be on record
-
-
-def operation_part(operation: Operation) -> OperationPart:
-    fields, top_k, offset = operation.fields, operation.top_k, operation.offset
-    return OperationPart(
-        engine=operation.engine, guard=operation.guard, method=operation.method,
-        actions=sorted(operation.actions),
-        collections=sorted(operation.collections),
-        top_k=None if top_k is None else min(top_k, _MOST),
-        unbounded=operation.unbounded,
-        offset=None if offset is None else min(offset, _MOST),
-        vectors=operation.vectors,
-        fields=None if fields is None else sorted(fields),
-        probed=sorted(operation.probed) if operation.probed else [],
-        thresholds=operation.thresholds,
-        filtered=operation.filtered,
-        carries_filter=operation.carries_filter,
-        queries=min(operation.queries, _MOST),
-        rows=operation.rows, bytes=operation.bytes, partial=operation.partial,
-    )  # fmt: skip
-
-
-def operation_of(part: OperationPart) -> Operation:
-    """The `Operation` that was judged. Raises ValueError for an action this build does not know."""
-    values = {name: getattr(part, name) for name in part.__struct_fields__}
-    values["actions"] = frozenset(Action(action) for action in part.actions)
-    values["collections"] = frozenset(part.collections)
-    values["fields"] = None if part.fields is None else frozenset(part.fields)
-    values["probed"] = frozenset(part.probed)
-    return Operation(**values)
-
-
-def verdict_part(verdict: Verdict) -> VerdictPart:
-    fields, near = verdict.fields, verdict.nearest
-    return VerdictPart(
-        outcome=verdict.outcome,
-        rule=verdict.rule,
-        where=verdict.where,
-        message=verdict.message,
-        policy=verdict.policy,
-        limits=[LimitPart(x.name, x.value, x.over, x.rule) for x in verdict.limits],
-        clamps=[LimitPart(x.name, x.value, x.over, x.rule) for x in verdict.clamps],
-        vectors=verdict.vectors,
-        vectors_rule=verdict.vectors_rule,
-        fields=None if fields is None else sorted(fields),
-        fields_rule=verdict.fields_rule,
-        filters=list(verdict.filters),
-        filter_rules=verdict.filter_rules,
-        masks=[MaskPart(x.rule, x.field, x.pii, x.scores, x.how) for x in verdict.masks],
-        level=verdict.level,
-        mode=verdict.mode,
-        nearest=None if near is None else NearPart(near.rule, near.condition, near.wanted, near.got),
-        would=verdict.would,
-        hits=[HitPart(x.rule, x.mode, x.would, x.message) for x in verdict.hits],
-    )

@@ -9,6 +9,7 @@ session made `body` by the level of the verdict.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from agent.evidence.frames import (
     AbortFrame,
@@ -20,19 +21,18 @@ from agent.evidence.frames import (
     OperationPart,
     ResultFrame,
     VerdictPart,
-    operation_part,
-    verdict_part,
 )
+from agent.evidence.parts import operation_part, verdict_part
 from agent.protocols.session import Abort, Chunk, Intent, Opaque, Record, Result
 from policy.model import Operation, Verdict
 
-PART_BYTES = 16 * 1024
+PART_BYTES: Final = 16 * 1024
 """Bodies from here on are stored raw beside the head, smaller ones compressed in it. Measured: zstd costs
 3 us per KB, hashing and writing 0.8; a 150 KB body through zstd would cost twice its whole budget."""
 
-_WITH_BODY = (IntentFrame, ResultFrame, ChunkFrame)  # tuples: a union is made anew at each call
-_RECORD_WITH_BODY = (Intent, Result)
-MAX_VERDICTS = 256
+_WITH_BODY: Final = (IntentFrame, ResultFrame, ChunkFrame)  # tuples: a union is made anew at each call
+_RECORD_WITH_BODY: Final = (Intent, Result)
+MAX_VERDICTS: Final = 256
 _verdicts: dict[int, tuple[Verdict, VerdictPart]] = {}
 """By the identity of the verdict, which is held: the policy gives all that a rule permits one verdict."""
 
@@ -46,7 +46,7 @@ def _verdict_part(verdict: Verdict) -> VerdictPart:
     return known[1]
 
 
-MAX_OPERATIONS = 64
+MAX_OPERATIONS: Final = 64
 _operations: dict[int, tuple[Operation, OperationPart]] = {}
 """The same: a statement that is executed again is the very same operation."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
+from typing import Final
 
 import msgspec
 import zstandard
@@ -30,10 +31,10 @@ from agent.evidence.segment import MAX_VECTORS
 from agent.protocols.session import Record
 from policy.model import RecordMode
 
-COMPRESS_IDLE = 256  # bytes of head: below, zstd gains nothing
-COMPRESS_BUSY = 4096  # under load: a turn that several exchanges share is well above
-MAX_GROUP_BYTES = 8 * 1024 * 1024  # bodies in one block, unless a single put is larger
-MAX_GROUP_FRAMES = 4096
+COMPRESS_IDLE: Final = 256  # bytes of head: below, zstd gains nothing
+COMPRESS_BUSY: Final = 4096  # under load: a turn that several exchanges share is well above
+MAX_GROUP_BYTES: Final = 8 * 1024 * 1024  # bodies in one block, unless a single put is larger
+MAX_GROUP_FRAMES: Final = 4096
 NONE_KNOWN: Mapping[int, bytes] = {}
 
 _encoder = msgspec.msgpack.Encoder()

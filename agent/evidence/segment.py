@@ -10,27 +10,29 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-SEGMENT_BYTES = 64 * 1024 * 1024  # rotation: small enough to remove, copy and verify one at a time
-SEGMENT_AGE = 3600 * 10**9  # ns
-MAX_VECTORS = 1000  # below IOV_MAX (1024)
-_NAME = re.compile(r"(\d{6,12})\.seg")
-_STREAM = re.compile(r"[0-9a-f]{16}")
+SEGMENT_BYTES: Final = 64 * 1024 * 1024  # rotation: small enough to remove, copy and verify one at a time
+SEGMENT_AGE: Final = 3600 * 10**9  # ns
+MAX_VECTORS: Final = 1000  # below IOV_MAX (1024)
+_NAME: Final = re.compile(r"(\d{6,12})\.seg")
+_STREAM: Final = re.compile(r"[0-9a-f]{16}")
 
 
-class ShortWrite(OSError):
+class ShortWrite(Exception):
     """Fewer bytes reached the file than were given: it ends in a torn block now."""
 
 
-@dataclass(slots=True)
 class SegmentFile:
     """An open segment, for its one writer. `size` is the end of its last whole block."""
 
-    fd: int
-    number: int
-    size: int = 0
+    __slots__ = ("fd", "number", "size")
+
+    def __init__(self, fd: int, number: int, size: int = 0) -> None:
+        self.fd = fd
+        self.number = number
+        self.size = size
 
     def append(self, buffers: Sequence[bytes | bytearray], total: int) -> None:
         """Write one block at once. Raises ShortWrite (torn) or OSError (nothing was written)."""

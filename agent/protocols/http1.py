@@ -14,7 +14,7 @@ http1_answer.py.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Final
 
 from agent.protocols import budget
 from agent.protocols.http import Engine, Headers, Request
@@ -26,7 +26,7 @@ from agent.protocols.http1_head import HeadBuffer, RequestHead, request_heads
 from agent.protocols.session import Bounds, Judge, Output, ProtocolError
 from agent.protocols.target import parse_target
 
-_STATUS = {
+_STATUS: Final = {
     "head-too-large": 431,
     "too-many-headers": 431,
     "target-too-long": 414,
@@ -249,7 +249,7 @@ class Http1Session(DecidingSide):
         request = self._known_request
         if length is not None and length > self._bounds.stream_above:
             # The body may pass unread: its length is all that the engine can know of its size.
-            request = replace(request, headers=(*request.headers, ("content-length", str(length))))
+            request = request.with_headers((*request.headers, ("content-length", str(length))))
         exchange.request = request
 
     def _check_credentials_once(self, headers: Headers) -> None:

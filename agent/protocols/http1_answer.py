@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from hashlib import sha256
-from typing import Protocol
+from typing import Final, Protocol
 
 from agent.protocols.budget import FREE, REASON, Hold
 from agent.protocols.coding import decode_body
@@ -32,8 +32,8 @@ from agent.protocols.http1_form import (
 from agent.protocols.http1_head import HeadBuffer, ResponseHead, response_heads
 from agent.protocols.session import Bounds, Output, ProtocolError, Result
 
-MAX_INFORMATIONAL = 8  # 1xx answers before one answer; more is a flood
-_CHANGED = RESPONSE_DROPS | CHANGED_DROPS
+MAX_INFORMATIONAL: Final = 8  # 1xx answers before one answer; more is a flood
+_CHANGED: Final = RESPONSE_DROPS | CHANGED_DROPS
 
 
 class Rolling(Protocol):

@@ -9,15 +9,17 @@ because other parsers read them differently.
 from __future__ import annotations
 
 import re
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from agent.protocols.session import Bounds, ProtocolError
 
 Side = Literal["client", "server"]
-_SIZE = re.compile(rb"(0|[1-9A-Fa-f][0-9A-Fa-f]{0,7})\r\n")
-_SIZE_PREFIX = re.compile(rb"(?:(?:0|[1-9A-Fa-f][0-9A-Fa-f]{0,7})\r?)?")
-_MOST_PIECES = 1024  # a bytes object costs 33 bytes besides its content: two-byte chunks would cost 20 times
-_LONGEST_LINE = 10  # eight hex digits, CR, LF
+_SIZE: Final = re.compile(rb"(0|[1-9A-Fa-f][0-9A-Fa-f]{0,7})\r\n")
+_SIZE_PREFIX: Final = re.compile(rb"(?:(?:0|[1-9A-Fa-f][0-9A-Fa-f]{0,7})\r?)?")
+_MOST_PIECES: Final = (
+    1024  # a bytes object costs 33 bytes besides its content: two-byte chunks would cost 20 times
+)
+_LONGEST_LINE: Final = 10  # eight hex digits, CR, LF
 
 
 class Pieces:

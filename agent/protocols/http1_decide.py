@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from enum import Enum
+from typing import Final
 
 from agent.protocols.budget import REASON
 from agent.protocols.http import Engine, Headers, Lookup, Refusal, Request, Response
@@ -31,9 +32,9 @@ from agent.protocols.session import Bounds, Judge, Output
 from agent.protocols.target import parse_target
 from policy.model import Operation, Verdict
 
-MAX_LOOKUPS = 4  # a request names at most a few collections; more is a resolver that does not converge
+MAX_LOOKUPS: Final = 4  # a request names at most a few collections; more is a resolver that does not converge
 _IDENTITY: Headers = (("accept-encoding", "identity"),)
-_IDENTITY_DROPS = frozenset({"accept-encoding"})
+_IDENTITY_DROPS: Final = frozenset({"accept-encoding"})
 
 
 class Phase(Enum):

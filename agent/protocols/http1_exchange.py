@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from hashlib import sha256
+from typing import Final
 
 from agent.protocols.budget import Hold
 from agent.protocols.coding import decode_body
@@ -21,10 +22,10 @@ from agent.protocols.session import Abort, Chunk, Intent, Output, ProtocolError,
 from agent.protocols.target import Target
 from policy.model import ANY_COLLECTION, Action, Operation, RecordLevel, Verdict
 
-EMPTY_SHA256 = sha256().digest()
-UNREAD_ROUTE = Route(method="unreadable", known=False)
-NOWHERE = Target("", (), (), "")
-HASHED = 16 * 1024
+EMPTY_SHA256: Final = sha256().digest()
+UNREAD_ROUTE: Final = Route(method="unreadable", known=False)
+NOWHERE: Final = Target("", (), (), "")
+HASHED: Final = 16 * 1024
 """Bytes of an answer up to which it is hashed as it came also where another is released. What no client got
 proves nothing to anyone, and hashing it costs as much as all else of a long answer without its vectors."""
 

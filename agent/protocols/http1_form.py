@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from http import HTTPStatus
+from typing import Final
 
 from agent.protocols.http import Headers, Request, Response
 from agent.protocols.http1_head import HOP_BY_HOP, RequestHead
@@ -16,19 +17,19 @@ from agent.protocols.session import ProtocolError
 from agent.protocols.target import Target, encode_query
 from policy.model import Verdict
 
-CREDENTIALS = frozenset(
+CREDENTIALS: Final = frozenset(
     {"authorization", "proxy-authorization", "cookie", "set-cookie", "api-key", "x-api-key", "x-chroma-token"}
 )
 """Never recorded, whatever the engine."""
 
-_SECRET = re.compile(
+_SECRET: Final = re.compile(
     r"(?:api|access|secret|private|auth|subscription)[-_]?key|token(?!s)|secret|passw|credential|authori[sz]ation"
     r"|cookie|signature|(?:^|[-_])auth$",
     re.IGNORECASE,
 )
 """Names of headers and query parameters that carry a key of some other service: not recorded either."""
 
-_OVERRIDES = frozenset(
+_OVERRIDES: Final = frozenset(
     {
         "x-http-method-override",
         "x-http-method",
@@ -39,8 +40,8 @@ _OVERRIDES = frozenset(
         "x-forwarded-prefix",
     }
 )
-REQUEST_DROPS = HOP_BY_HOP | _OVERRIDES | {"host", "content-length", "expect"}
-READ_DROPS = frozenset(
+REQUEST_DROPS: Final = HOP_BY_HOP | _OVERRIDES | {"host", "content-length", "expect"}
+READ_DROPS: Final = frozenset(
     {
         "accept-encoding",
         "range",  # a part of an answer cannot be masked, and 304 would tell of an answer that is
@@ -53,8 +54,8 @@ READ_DROPS = frozenset(
 )
 """Dropped besides when the answer must be read."""
 
-RESPONSE_DROPS = HOP_BY_HOP | {"content-length"}
-CHANGED_DROPS = frozenset(
+RESPONSE_DROPS: Final = HOP_BY_HOP | {"content-length"}
+CHANGED_DROPS: Final = frozenset(
     {
         "content-encoding",
         "etag",
@@ -69,12 +70,12 @@ CHANGED_DROPS = frozenset(
 )
 """Dropped besides from an answer that is not released as the database made it."""
 
-CHUNKED = "transfer-encoding: chunked\r\n"
-LAST_CHUNK = b"0\r\n\r\n"
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_LINE_SAFE = re.compile(r"[\t\x20-\x7e\x80-\xff\r\n]*")
-_PHRASES = {status.value: status.phrase for status in HTTPStatus}
-_NOT_NOMINATED = frozenset(
+CHUNKED: Final = "transfer-encoding: chunked\r\n"
+LAST_CHUNK: Final = b"0\r\n\r\n"
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_LINE_SAFE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff\r\n]*")
+_PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
+_NOT_NOMINATED: Final = frozenset(
     {
         "host",
         "content-length",

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Final, Generic, Literal, TypeVar
 
 from agent.protocols.http import Headers
 from agent.protocols.session import Bounds, ProtocolError
@@ -23,7 +23,7 @@ from agent.protocols.target import check_host
 
 Side = Literal["client", "server"]
 
-HOP_BY_HOP = frozenset(
+HOP_BY_HOP: Final = frozenset(
     {
         "connection",
         "keep-alive",
@@ -37,7 +37,7 @@ HOP_BY_HOP = frozenset(
         "http2-settings",
     }
 )
-_FRAMING = (
+_FRAMING: Final = (
     "host",
     "content-length",
     "transfer-encoding",
@@ -46,18 +46,18 @@ _FRAMING = (
     "expect",
     "connection",
 )
-_ONCE = frozenset(_FRAMING) - {"connection"}
-_LOOKALIKE = frozenset(name.replace("-", "_") for name in _FRAMING if "-" in name)
-_SPECIAL = frozenset({*_FRAMING, *_LOOKALIKE, "upgrade", "keep-alive", "te", "trailer"})
-_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_REQUEST_LINE = re.compile(r"([A-Z][A-Z\-]{0,19}) ([^ \r\n]+) HTTP/1\.([01])\r\n")
-_STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\r\n")
-_FIELDS = re.compile(rf"(?:{_NAME}:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n")
-_FIELD = re.compile(r"([^:]+):[ \t]*([^\r]*)\r\n")
-_LENGTH = re.compile(r"\r\n(?i:content-length):[ \t]*(0|[1-9][0-9]{0,14})[ \t]*(?=\r\n)")
-_DIGITS = 15  # of a length, as in _LENGTH
-_ZERO = 0x30
-_BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
+_ONCE: Final = frozenset(_FRAMING) - {"connection"}
+_LOOKALIKE: Final = frozenset(name.replace("-", "_") for name in _FRAMING if "-" in name)
+_SPECIAL: Final = frozenset({*_FRAMING, *_LOOKALIKE, "upgrade", "keep-alive", "te", "trailer"})
+_NAME: Final = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_REQUEST_LINE: Final = re.compile(r"([A-Z][A-Z\-]{0,19}) ([^ \r\n]+) HTTP/1\.([01])\r\n")
+_STATUS_LINE: Final = re.compile(r"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\r\n")
+_FIELDS: Final = re.compile(rf"(?:{_NAME}:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n")
+_FIELD: Final = re.compile(r"([^:]+):[ \t]*([^\r]*)\r\n")
+_LENGTH: Final = re.compile(r"\r\n(?i:content-length):[ \t]*(0|[1-9][0-9]{0,14})[ \t]*(?=\r\n)")
+_DIGITS: Final = 15  # of a length, as in _LENGTH
+_ZERO: Final = 0x30
+_BARE: Final = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 
 
 @dataclass(frozen=True, slots=True)

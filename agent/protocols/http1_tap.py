@@ -248,7 +248,7 @@ class Http1Tap:
     def _judge_whole(self, out: Output, exchange: Exchange) -> None:
         body = exchange.pieces.take()
         if body and exchange.request is not None:
-            exchange.request = replace(exchange.request, body=body)
+            exchange.request = exchange.request.with_body(body)
         if exchange.verdict is None:
             self._decide(exchange)
         self._send(out, exchange, body)

@@ -7,7 +7,8 @@ Bias: in enforce, what is not understood raises `ProtocolError` and nothing of i
 observe, it becomes an opaque relay and no byte is lost. ``agent/relay.py`` writes the records of an
 `Output` as evidence before it writes any of its bytes to a socket.
 
-What is made for every request is a msgspec struct: filling a dataclass of these sizes costs 0.5 to 1 us.
+What is made for every request is a plain class: compiled, its fields are a structure's, while those of a
+dataclass or a msgspec struct are looked up by name, some hundred times an exchange.
 """
 
 from __future__ import annotations
@@ -16,13 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-import msgspec
-
 from agent.protocols.budget import Budget
 from policy.login import Login
 from policy.model import Operation, Verdict
 
-Blob = bytes  # structs below have a field named "bytes"
+Blob = bytes  # classes below have a field named "bytes"
 Digest = bytes
 
 
@@ -58,29 +57,78 @@ class LoginJudge(Judge, Protocol):
         ...
 
 
-class Intent(msgspec.Struct):
+class _Value:
+    """Equal to another of its class whose fields are equal."""
+
+    __slots__ = ()
+
+    def _fields(self) -> tuple[object, ...]:
+        raise NotImplementedError
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Value) and type(other) is type(self) and other._fields() == self._fields()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{self._fields()}"
+
+
+class Intent(_Value):
     """Before an exchange is forwarded, or refused. `body` is the recorded form, by level."""
 
-    n: int  # number of the exchange in its session, from 1
-    operation: Operation
-    verdict: Verdict
-    head: Mapping[str, str]  # normalised request head, credentials taken out
-    body: Blob | None  # recorded form (None at level meta and hashes, or when streamed)
-    sha256: Digest  # of the body as the client sent it (b"" when streamed)
-    bytes: int
-    vectors_cut: int = 0  # vectors replaced by dimension and digest in `body`
-    whole: bool = False  # `body` is as the client sent it: `sha256` is of it
+    __slots__ = ("body", "bytes", "head", "n", "operation", "sha256", "vectors_cut", "verdict", "whole")
+
+    def __init__(
+        self,
+        n: int,
+        operation: Operation,
+        verdict: Verdict,
+        head: Mapping[str, str],
+        body: Blob | None,
+        sha256: Digest,
+        bytes: int,  # noqa: A002 - the field's name
+        vectors_cut: int = 0,
+        whole: bool = False,
+    ) -> None:
+        self.n = n  # number of the exchange in its session, from 1
+        self.operation = operation
+        self.verdict = verdict
+        self.head = head  # normalised request head, credentials taken out
+        self.body = body  # recorded form (None at level meta and hashes, or when streamed)
+        self.sha256 = sha256  # of the body as the client sent it (b"" when streamed)
+        self.bytes = bytes
+        self.vectors_cut = vectors_cut  # vectors replaced by dimension and digest in `body`
+        self.whole = whole  # `body` is as the client sent it: `sha256` is of it
+
+    def _fields(self) -> tuple[object, ...]:
+        return (
+            self.n, self.operation, self.verdict, self.head, self.body, self.sha256, self.bytes,
+            self.vectors_cut, self.whole,
+        )  # fmt: skip
 
 
-class Chunk(msgspec.Struct):
+class Chunk(_Value):
     """A piece of a body that is passed on before the whole is known."""
 
-    n: int
-    side: Literal["request", "response"]
-    data: Blob | None  # None where the level keeps bodies out
-    sha256: Digest  # of the piece as it is passed on
-    bytes: int
-    whole: bool = False  # `data` is that piece, not a shorter form of it
+    __slots__ = ("bytes", "data", "n", "sha256", "side", "whole")
+
+    def __init__(
+        self,
+        n: int,
+        side: Literal["request", "response"],
+        data: Blob | None,
+        sha256: Digest,
+        bytes: int,  # noqa: A002 - the field's name
+        whole: bool = False,
+    ) -> None:
+        self.n = n
+        self.side: Literal["request", "response"] = side
+        self.data = data  # None where the level keeps bodies out
+        self.sha256 = sha256  # of the piece as it is passed on
+        self.bytes = bytes
+        self.whole = whole  # `data` is that piece, not a shorter form of it
+
+    def _fields(self) -> tuple[object, ...]:
+        return self.n, self.side, self.data, self.sha256, self.bytes, self.whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,55 +140,112 @@ class Masked:
     count: int
 
 
-class Result(msgspec.Struct):
+class Result(_Value):
     """The end of an exchange, before its last byte is released."""
 
-    n: int
-    outcome: Literal["answered", "refused", "failed"]
-    status: int | None
-    head: Mapping[str, str]
-    body: Blob | None
-    sha256: Digest  # of the whole body as the server sent it; b"" where a long one was changed
-    bytes: int
-    released_sha256: Digest  # of the whole body as the client gets it
-    released_bytes: int
-    ids: tuple[str, ...] = ()
-    rows: int = 0
-    vectors_cut: int = 0
-    masks: tuple[Masked, ...] = ()
-    reason: str | None = None  # for refused and failed
-    whole: bool = False  # `body` is as the client gets it: `released_sha256` is of it
+    __slots__ = (
+        "body", "bytes", "head", "ids", "masks", "n", "outcome", "reason", "released_bytes",
+        "released_sha256", "rows", "sha256", "status", "vectors_cut", "whole",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        n: int,
+        outcome: Literal["answered", "refused", "failed"],
+        status: int | None,
+        head: Mapping[str, str],
+        body: Blob | None,
+        sha256: Digest,
+        bytes: int,  # noqa: A002 - the field's name
+        released_sha256: Digest,
+        released_bytes: int,
+        ids: tuple[str, ...] = (),
+        rows: int = 0,
+        vectors_cut: int = 0,
+        masks: tuple[Masked, ...] = (),
+        reason: str | None = None,
+        whole: bool = False,
+    ) -> None:
+        self.n = n
+        self.outcome: Literal["answered", "refused", "failed"] = outcome
+        self.status = status
+        self.head = head
+        self.body = body
+        self.sha256 = sha256  # of the whole body as the server sent it; b"" where a long one was changed
+        self.bytes = bytes
+        self.released_sha256 = released_sha256  # of the whole body as the client gets it
+        self.released_bytes = released_bytes
+        self.ids = ids
+        self.rows = rows
+        self.vectors_cut = vectors_cut
+        self.masks = masks
+        self.reason = reason  # for refused and failed
+        self.whole = whole  # `body` is as the client gets it: `released_sha256` is of it
+
+    def _fields(self) -> tuple[object, ...]:
+        return (
+            self.n, self.outcome, self.status, self.head, self.body, self.sha256, self.bytes,
+            self.released_sha256, self.released_bytes, self.ids, self.rows, self.vectors_cut, self.masks,
+            self.reason, self.whole,
+        )  # fmt: skip
 
 
-class Abort(msgspec.Struct):
+class Abort(_Value):
     """An exchange that ended without a result: a side went away, or broke the protocol."""
 
-    n: int
-    reason: str
+    __slots__ = ("n", "reason")
+
+    def __init__(self, n: int, reason: str) -> None:
+        self.n = n
+        self.reason = reason
+
+    def _fields(self) -> tuple[object, ...]:
+        return self.n, self.reason
 
 
-class Opaque(msgspec.Struct):
+class Opaque(_Value):
     """From here on the connection is relayed unread (observe, or a tunnel)."""
 
-    reason: str
-    protocol: str  # what it looked like: "tls", "http2", "unknown", "http1"
+    __slots__ = ("protocol", "reason")
+
+    def __init__(self, reason: str, protocol: str) -> None:
+        self.reason = reason
+        self.protocol = protocol  # what it looked like: "tls", "http2", "unknown", "http1"
+
+    def _fields(self) -> tuple[object, ...]:
+        return self.reason, self.protocol
 
 
 Record = Intent | Chunk | Result | Abort | Opaque
 
 
-class Output(msgspec.Struct):
+class Output(_Value):
     """What the relay must do now, in this order: write `records`, then both byte lists, then close."""
 
-    to_server: list[bytes] = msgspec.field(default_factory=list)
-    to_client: list[bytes] = msgspec.field(default_factory=list)
-    records: list[Record] = msgspec.field(default_factory=list)
-    close: Literal["no", "client-eof", "server-eof", "both", "reset"] = "no"
-    """client-eof: send FIN to the client after the bytes; server-eof: send FIN to the database; both: flush,
-    then close both; reset: abort both at once, so that nothing looks whole."""
-    held: bool = False  # a verdict of hold is pending: `resume` will continue
-    secure: Literal["no", "client", "server"] = "no"
-    """After the bytes of this output were written, that side begins a TLS handshake (see `Securing`)."""
+    __slots__ = ("close", "held", "records", "secure", "to_client", "to_server")
+
+    def __init__(
+        self,
+        to_server: list[bytes] | None = None,
+        to_client: list[bytes] | None = None,
+        records: list[Record] | None = None,
+        close: Literal["no", "client-eof", "server-eof", "both", "reset"] = "no",
+        held: bool = False,
+        secure: Literal["no", "client", "server"] = "no",
+    ) -> None:
+        """`close`: client-eof: send FIN to the client after the bytes; server-eof: send FIN to the database;
+        both: flush, then close both; reset: abort both at once, so that nothing looks whole. `held`: a
+        verdict of hold is pending, `resume` will continue. `secure`: after the bytes of this output were
+        written, that side begins a TLS handshake (see `Securing`)."""
+        self.to_server: list[bytes] = [] if to_server is None else to_server
+        self.to_client: list[bytes] = [] if to_client is None else to_client
+        self.records: list[Record] = [] if records is None else records
+        self.close: Literal["no", "client-eof", "server-eof", "both", "reset"] = close
+        self.held = held
+        self.secure: Literal["no", "client", "server"] = secure
+
+    def _fields(self) -> tuple[object, ...]:
+        return self.to_server, self.to_client, self.records, self.close, self.held, self.secure
 
 
 @dataclass(frozen=True, slots=True)

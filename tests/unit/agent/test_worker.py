@@ -163,15 +163,6 @@ def test_without_an_agent_enforce_refuses_and_observe_goes_on_without_a_name(
     run(story)
 
 
-def test_a_guard_that_is_not_known_any_more_enforces() -> None:
-    async def story() -> None:
-        made = worker()
-        assert made.guard_mode("gone") == (True, False)
-        assert not made.evidence_stands(), "no stream, no evidence"
-
-    run(story)
-
-
 @pytest.mark.parametrize(
     ("before", "now", "ended"),
     [

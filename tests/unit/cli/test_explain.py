@@ -16,8 +16,9 @@ from click.testing import CliRunner
 from agent.card import session_card
 from agent.cli.main import main
 from agent.cli.policy import operation_of, subject_of
-from agent.evidence.frames import IntentFrame, SessionFrame, operation_part, verdict_part
+from agent.evidence.frames import IntentFrame, SessionFrame
 from agent.evidence.index import Index
+from agent.evidence.parts import operation_part, verdict_part
 from agent.evidence.query import Query
 from agent.messages import GuardSettings
 from policy.compile import Policy

@@ -33,12 +33,10 @@ from agent.evidence.frames import (
     IntentFrame,
     ResultFrame,
     UnknownFrame,
-    operation_of,
-    operation_part,
-    verdict_part,
 )
 from agent.evidence.framing import frame_of
 from agent.evidence.pack import pack
+from agent.evidence.parts import operation_of, operation_part, verdict_part
 from agent.evidence.standalone import Damage, read_block, unpack
 from policy.model import Action, Limit, Mask, NearMiss, Operation, Verdict
 from tests.unit.evidence.host import intent, result
@@ -56,7 +54,9 @@ def raw_block(head: bytes, *, codec: int = 0, raw: int | None = None, count: int
 
 def test_no_field_of_an_operation_or_a_verdict_is_left_out_of_the_record() -> None:
     assert set(vocabulary.OperationPart.__struct_fields__) == set(Operation.__struct_fields__)
-    assert set(vocabulary.VerdictPart.__struct_fields__) == {x.name for x in dataclasses.fields(Verdict)}
+    assert set(vocabulary.VerdictPart.__struct_fields__) == {
+        x.name for x in dataclasses.fields(Verdict) if x.init
+    }
     assert set(vocabulary.LimitPart.__struct_fields__) == {x.name for x in dataclasses.fields(Limit)}
     assert set(vocabulary.MaskPart.__struct_fields__) == {x.name for x in dataclasses.fields(Mask)}
     assert set(vocabulary.NearPart.__struct_fields__) == {x.name for x in dataclasses.fields(NearMiss)}

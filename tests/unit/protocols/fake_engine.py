@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from agent.protocols.http import Answer, Lookup, Refusal, Request, Response, Route
 from agent.protocols.session import Masked
@@ -78,7 +78,7 @@ class FakeEngine:
 
     def rewrite(self, request: Request, operation: Operation, verdict: Verdict) -> Request:
         if verdict.clamps and request.body:
-            return replace(request, body=b'{"limit":20}')
+            return request.with_body(b'{"limit":20}')
         return request
 
     def mask(self, request: Request, operation: Operation, verdict: Verdict, response: Response) -> Answer:

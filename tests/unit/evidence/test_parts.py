@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
-from agent.evidence.frames import operation_of, operation_part
+from agent.evidence.parts import operation_of, operation_part
 from policy.model import Action, Operation
 
 
