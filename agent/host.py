@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from agent.protocols.session import Record, Secured, Session
@@ -35,7 +35,7 @@ class Journal(Protocol):
     def put(
         self,
         session_id: str,
-        records: Sequence[Record],
+        records: list[Record],
         mode: RecordMode,
         release: Callable[[bool], None],
     ) -> None: ...

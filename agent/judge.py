@@ -14,7 +14,8 @@ from typing import Protocol
 from policy.compile import Bound, Policy
 from policy.decide import observed
 from policy.login import ANY_LOGIN, UNREAD, Login, with_login
-from policy.model import Operation, RecordLevel, RecordMode, Subject, Verdict
+from policy.model import RecordLevel, RecordMode, Subject, Verdict
+from policy.operation import Operation
 
 MAX_BOUND = 256  # subjects whose rules are kept bound after their sessions
 

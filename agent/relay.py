@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final, Literal, cast
 
 from agent.host import Host, Refuse
@@ -243,7 +243,7 @@ class Relay:
             case how:
                 self._end("closed" if how == "both" else how, reset=how == "reset")
 
-    def _take_note(self, records: Sequence[Record]) -> RecordMode:
+    def _take_note(self, records: list[Record]) -> RecordMode:
         """Count what is recorded; returns the mode in which it must be written: the strictest in it."""
         strictest: RecordMode | None = None
         for record in records:

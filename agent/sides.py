@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 SO_COOKIE: Final = 57  # asm-generic/socket.h
@@ -116,7 +116,7 @@ def address_of(name: tuple[Any, ...]) -> tuple[str, int]:
     return (host[7:] if host.startswith("::ffff:") and "." in host else host), int(name[1])
 
 
-def send(transport: asyncio.Transport, pieces: Sequence[bytes]) -> int:
+def send(transport: asyncio.Transport, pieces: list[bytes]) -> int:
     """Write pieces in order; returns how many bytes they are. A transport takes one faster than several."""
     if len(pieces) == 1:
         transport.write(pieces[0])

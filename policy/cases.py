@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import msgspec
 from pydantic import ValidationError
 
 from policy.compile import Policy
 from policy.decide import decide
-from policy.model import Action, Attribution, Operation, Subject, Verdict
+from policy.model import Action, Attribution, Subject, Verdict
+from policy.operation import Operation
 from policy.problem import PolicyError, Problem, did_you_mean
 from policy.schema import CaseModel, CaseWhatModel, CaseWhoModel
 from policy.yaml_text import Path, SourceFile
@@ -135,7 +135,7 @@ def _run(policy: Policy, case: Case, engines: Mapping[str, str], now: float) -> 
 def with_engine(operation: Operation, engines: Mapping[str, str]) -> Operation:
     if operation.engine or operation.guard not in engines:
         return operation
-    return msgspec.structs.replace(operation, engine=engines[operation.guard])
+    return operation.changed(engine=engines[operation.guard])
 
 
 def subject_from(words: Mapping[str, str]) -> Subject:

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from policy.model import Action, Limit, Mask, MaskAs, Operation, RecordLevel, RecordMode, Scalar
+from policy.model import Action, Limit, Mask, MaskAs, RecordLevel, RecordMode, Scalar
+from policy.operation import Operation
 from policy.rules import MaskSpec, Rule
 
 LEVELS: tuple[RecordLevel, ...] = ("meta", "hashes", "masked", "full")

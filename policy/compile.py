@@ -17,8 +17,9 @@ from policy.decide import UNKNOWN_MESSAGE, Match, Trial, deny_all, is_unknown, j
 from policy.index import WhatIndex, WhoIndex
 from policy.login import CANCEL_METHOD, for_any_login
 from policy.match import compile_condition, matches_name
-from policy.model import ANY_COLLECTION, Action, Attribution, NearMiss, Operation, Subject, Verdict
+from policy.model import ANY_COLLECTION, Action, Attribution, NearMiss, Subject, Verdict
 from policy.nearest import first_miss
+from policy.operation import Operation
 from policy.rules import LOGIN_KEYS, Condition, Rule, What, hash_rules
 
 MAX_KINDS = 256
@@ -210,7 +211,7 @@ class Bound:
         if not rules.tunnels:
             return None
         self._refresh(now)
-        anything = msgspec.structs.replace(TUNNEL, guard=self.guard, engine=engine)
+        anything = TUNNEL.changed(guard=self.guard, engine=engine)
         applying = self._restricting(anything) & self._enforced
         tunnel = self._first(self._permitting(anything) & self._enforced & rules.tunnels)
         if tunnel is None or applying & (rules.denies | rules.restricts):

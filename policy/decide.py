@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from policy.combine import Restrictions, exceeds, refuse
-from policy.model import Action, Hit, Limit, Mask, NearMiss, Operation, Subject, Verdict
+from policy.model import Action, Hit, Limit, Mask, NearMiss, Subject, Verdict
+from policy.operation import Operation
 from policy.rules import Rule
 
 if TYPE_CHECKING:

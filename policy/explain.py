@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 
 from policy.compile import Policy
 from policy.decide import decide, describe_mask, is_unknown
-from policy.model import NearMiss, Operation, Subject, Verdict
+from policy.model import NearMiss, Subject, Verdict
 from policy.nearest import first_miss
+from policy.operation import Operation
 from policy.rules import Rule
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from policy.globs import Matcher, is_glob, name_matcher
 from policy.match import Test, Truth, actions_of, compile_condition, is_unobtained, value_of
-from policy.model import ANY_COLLECTION, Action, Operation, Scalar, Subject
+from policy.model import ANY_COLLECTION, Action, Scalar, Subject
+from policy.operation import Operation
 from policy.rules import NAME_KEYS, WHO_PATHS, Condition, What
 
 MAX_NAMES = 1024

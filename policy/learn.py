@@ -18,7 +18,8 @@ from policy.compile import Policy
 from policy.decide import decide
 from policy.learn_names import Named, is_writable, name_caller, pattern, rule_ids
 from policy.match import Truth, compile_condition, what_failures
-from policy.model import ANY_COLLECTION, Action, Operation, Subject
+from policy.model import ANY_COLLECTION, Action, Subject
+from policy.operation import Operation
 from policy.rules import UNATTESTED, LimitSpec, Rule, What
 
 MAX_KINDS = 100_000

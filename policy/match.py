@@ -13,7 +13,8 @@ from collections.abc import Callable
 from enum import IntEnum
 
 from policy.globs import Matcher, name_matcher, path_matcher
-from policy.model import ANY_COLLECTION, Action, Attribution, Operation, Scalar, Subject
+from policy.model import ANY_COLLECTION, Action, Attribution, Scalar, Subject
+from policy.operation import Operation
 from policy.rules import LOGIN_KEYS, NAME_KEYS, WHO_PATHS, Condition, Rule, What
 
 

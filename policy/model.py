@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-import msgspec
-
 Scalar = str | int | float | bool
 ANY_COLLECTION = "*"
 """Member of `Operation.collections` that says: all of them, or it cannot be told which."""
@@ -105,33 +103,6 @@ class Subject:
     login_peer: str | None = None
     unobtained: frozenset[str] = frozenset()
     null_reason: Mapping[str, str] = field(default_factory=dict)
-
-
-class Operation(msgspec.Struct, frozen=True):
-    """What one request asks for, whatever the engine and the wire format.
-
-    A struct and not a dataclass: one is made for every request, and a frozen dataclass of so many fields
-    takes 6 us to fill, a struct 0.5. Changed copies come from ``msgspec.structs.replace``.
-    """
-
-    engine: str
-    guard: str
-    method: str  # the engine's own name, e.g. "POST /collections/{c}/points/query"
-    actions: frozenset[Action]
-    collections: frozenset[str] = frozenset()
-    top_k: int | None = None  # the most rows it can return; None = not a reading operation
-    unbounded: bool = False  # it names no limit where the engine has none: any row limit is exceeded
-    offset: int | None = None
-    vectors: bool = False  # raw embeddings are asked for
-    fields: frozenset[str] | None = None  # payload fields asked for; None = all there are
-    probed: frozenset[str] = frozenset()  # fields in the client's filter, order, group, facet, formula
-    thresholds: bool = False  # score threshold, radius or the like: an oracle on scores
-    filtered: bool = False
-    carries_filter: bool = False  # the engine can add a mandatory filter, or check it on every row
-    queries: int = 0  # query vectors in it
-    rows: int = 0  # rows written
-    bytes: int = 0  # of the request body
-    partial: bool = False  # judged from the head alone: the body was not read
 
 
 Over = Literal["deny", "clamp"]

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from policy.match import Test, Truth, actions_of, may_be_allowed, value_of, what_failures
-from policy.model import NearMiss, Operation, Subject
+from policy.model import NearMiss, Subject
+from policy.operation import Operation
 from policy.rules import Condition, Rule, What
 
 MAX_SHOWN = 200

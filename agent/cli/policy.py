@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from policy.combine import RecordDefaults
     from policy.context import GuardContext
     from policy.document import Document
-    from policy.model import Operation, Subject
+    from policy.model import Subject
+    from policy.operation import Operation
 
 
 @click.group()
@@ -315,7 +316,8 @@ def subject_of(session: Session) -> Subject:
 
 def operation_of(exchange: Exchange) -> Operation:
     """The Operation that an exchange was judged as. Raises Fail where the record of it is lost."""
-    from policy.model import Action, Operation
+    from policy.model import Action
+    from policy.operation import Operation
 
     if exchange.verdict is None:
         raise Fail(

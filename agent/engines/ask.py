@@ -18,7 +18,7 @@ from policy.model import Action
 
 @dataclass(slots=True)
 class Ask:
-    """What a body adds to an operation; the names are those of `policy.model.Operation`."""
+    """What a body adds to an operation; the names are those of `policy.operation.Operation`."""
 
     actions: frozenset[Action]
     top_k: int | None = None

@@ -35,6 +35,8 @@ DIGEST_MIN: Final = 8  # numbers from which an array counts as a vector in recor
 _SHORTEST: Final = 2 * DIGEST_MIN + 1  # bytes of that many
 
 _NUMERIC: Final = b"0123456789+-.eE, \t\r\n"
+# What every array of _SHORTEST bytes and more begins with: a search passes over all other brackets at once.
+_NUMBERS: Final = re.compile(rb"\[[0-9+\-.eE, \t\r\n]{%d}" % (_SHORTEST - 1))
 _BUT_COMMAS: Final = _NUMERIC.replace(b",", b"")
 MAX_ESCAPES: Final = 1_000_000  # in names, and in strings with surrogates: each is looked at
 _ESCAPE: Final = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
@@ -67,14 +69,17 @@ class Cuts:
 def cut_arrays(raw: bytes, least: int = LONG) -> Cuts:
     """Innermost arrays of number characters of at least `least` bytes, and what lies between.
 
-    Says nothing of whether a cut stands inside a string.
+    `least` is _SHORTEST or more. Says nothing of whether a cut stands inside a string.
     """
+    found = _NUMBERS.search(raw)
+    if found is None:
+        return Cuts([raw], [], [])
     pieces: list[bytes] = []
     cuts: list[bytes] = []
     dims: list[int] = []
     done = 0
-    at = raw.find(b"[")
-    while at >= 0:
+    while found is not None:
+        at = found.start()
         end = raw.find(b"]", at)
         if end < 0:
             break
@@ -90,7 +95,7 @@ def cut_arrays(raw: bytes, least: int = LONG) -> Cuts:
                     cuts.append(inner)
                     dims.append(dim)
                     done = end + 1
-        at = raw.find(b"[", end)
+        found = _NUMBERS.search(raw, end)
     pieces.append(raw[done:])
     return Cuts(pieces, cuts, dims)
 

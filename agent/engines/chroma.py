@@ -27,7 +27,8 @@ from agent.engines.chroma_shapes import Collection
 from agent.engines.names import Names
 from agent.engines.routes import UNKNOWN, Spec
 from agent.protocols.http import Answer, Lookup, Refusal, Request, Response, Route
-from policy.model import ANY_COLLECTION, Action, Operation, Verdict
+from policy.model import ANY_COLLECTION, Action, Verdict
+from policy.operation import Operation
 
 DEFAULT_TENANT: Final = "default_tenant"
 DEFAULT_DATABASE: Final = "default_database"

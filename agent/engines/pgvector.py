@@ -31,7 +31,8 @@ from agent.engines.sql_walk import Memory, resolve
 from agent.protocols.http import Refusal
 from agent.protocols.sql import Column, Plan, Reading, Rewriting, Rows, Where
 from agent.protocols.sql_made import Described, Parameter
-from policy.model import Limit, Operation, Verdict
+from policy.model import Limit, Verdict
+from policy.operation import Operation
 
 MAX_REMEMBERED: Final = 1000
 """Statements and cursors of SQL's own names that one connection may have; what is beyond is unknown."""
@@ -41,10 +42,8 @@ REMEMBERED: Final = frozenset({"PREPARE", "DECLARE CURSOR"})
 
 Want = Literal["whole", "check", "session"]
 _TEXTS: Final[dict[Want, str]] = {
-    "whole": queries.WHOLE_TEXT,
-    "check": queries.CHECK_TEXT,
-    "session": queries.SESSION_TEXT,
-}
+    "whole": queries.WHOLE_TEXT, "check": queries.CHECK_TEXT, "session": queries.SESSION_TEXT,
+}  # fmt: skip
 Restriction = tuple[Hidden, Limit | None]
 
 

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Literal
 
-import msgspec
-
 from agent.engines.sql_tree import Amount, Change, Resolved, Statement
 from agent.engines.sql_utility import ENDS
 from agent.protocols.sql import Fault
 from agent.protocols.sql_made import Parameter
-from policy.model import ANY_COLLECTION, Action, Operation
+from policy.model import ANY_COLLECTION, Action
+from policy.operation import Operation
 
 ENGINE: Final = "pgvector"
 MANY: Final = 1_000_000
@@ -137,7 +136,7 @@ def _counted(
     size = reading.size
     if parameters is not None and base.rows:  # what is written; a search is not measured by its vector
         size += sum(len(one.value) for one in parameters if one.value is not None)
-    return msgspec.structs.replace(base, top_k=top_k, unbounded=unbounded, offset=offset, bytes=size)
+    return base.asking(top_k, unbounded, offset, size)
 
 
 def _rows(one: Statement, parameters: Sequence[Parameter] | None, max_rows: int) -> int | None:

@@ -25,7 +25,8 @@ from agent.engines.qdrant_shapes import AliasAnswer
 from agent.engines.qdrant_writes import WRITES
 from agent.engines.routes import UNKNOWN, Spec
 from agent.protocols.http import Answer, Lookup, Refusal, Request, Response, Route
-from policy.model import ANY_COLLECTION, Action, Operation, Verdict
+from policy.model import ANY_COLLECTION, Action, Verdict
+from policy.operation import Operation
 
 READERS: Final = READS | WRITES
 _EVERYTHING: Final = frozenset({ANY_COLLECTION})

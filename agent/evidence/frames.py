@@ -127,7 +127,7 @@ class HitPart(msgspec.Struct):
 
 
 class OperationPart(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """`policy.model.Operation`, field by field; sets are sorted lists."""
+    """`policy.operation.Operation`, field by field; sets are sorted lists."""
 
     engine: str
     guard: str

@@ -8,7 +8,7 @@ session made `body` by the level of the verdict.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 from agent.evidence.frames import (
@@ -24,7 +24,8 @@ from agent.evidence.frames import (
 )
 from agent.evidence.parts import operation_part, verdict_part
 from agent.protocols.session import Abort, Chunk, Intent, Opaque, Record, Result
-from policy.model import Operation, Verdict
+from policy.model import Verdict
+from policy.operation import Operation
 
 PART_BYTES: Final = 16 * 1024
 """Bodies from here on are stored raw beside the head, smaller ones compressed in it. Measured: zstd costs
@@ -143,7 +144,7 @@ def _head(head: Mapping[str, str]) -> dict[str, str]:
     return head if type(head) is dict else dict(head)
 
 
-def body_bytes(records: Sequence[Record]) -> int:
+def body_bytes(records: list[Record]) -> int:
     """Bytes of recorded bodies among these records."""
     size = 0
     for record in records:

@@ -17,7 +17,8 @@ from agent.evidence.query import Query
 from agent.evidence.views import Session
 from policy.learn import Observations, Process
 from policy.login import CANCEL_METHOD, Login, recorded_login, with_login
-from policy.model import Action, Operation, Subject
+from policy.model import Action, Subject
+from policy.operation import Operation
 
 _ACTIONS = frozenset(map(str, Action))
 Judged = Callable[[Session], Subject]

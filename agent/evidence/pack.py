@@ -8,7 +8,7 @@ hashed one already, that digest stands for it: the only pass over it here is the
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from typing import Final
 
@@ -49,7 +49,7 @@ class Put:
     def __init__(
         self,
         session: str,
-        records: Sequence[Record],
+        records: list[Record],
         mode: RecordMode,
         release: Callable[[bool], None],
         start: int,
@@ -100,7 +100,7 @@ class Group:
             or self.size // PART_BYTES + size // PART_BYTES + 2 > MAX_VECTORS
         )
 
-    def note_digests(self, records: Sequence[Record]) -> None:
+    def note_digests(self, records: list[Record]) -> None:
         """Remember what is known of bodies, which live as long as their put."""
         for record in records:
             if (known := known_digest(record)) is not None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 from agent.evidence.frames import HitPart, LimitPart, MaskPart, NearPart, OperationPart, VerdictPart
-from policy.model import Action, Operation, Verdict
+from policy.model import Action, Verdict
+from policy.operation import Operation
 
 _MOST: Final = (
     2**63 - 1

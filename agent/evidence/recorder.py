@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -123,7 +123,7 @@ class Recorder:
         self._groups[-1].frames.append(frame)
         self._by_and_by()
 
-    def put(self, session: str, records: Sequence[Record], mode: RecordMode, release: Release) -> None:
+    def put(self, session: str, records: list[Record], mode: RecordMode, release: Release) -> None:
         """Take records of one session; `release` is called on a later turn, once.
 
         True: they are written (strict), written and synced (strict-sync), or nothing was promised

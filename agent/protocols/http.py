@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from agent.protocols.session import Masked
-from policy.model import Operation, Verdict
+from policy.model import Verdict
+from policy.operation import Operation
 
 Headers = tuple[tuple[str, str], ...]
 

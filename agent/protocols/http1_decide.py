@@ -30,7 +30,8 @@ from agent.protocols.http1_form import (
 from agent.protocols.http1_head import RequestHead
 from agent.protocols.session import Bounds, Judge, Output
 from agent.protocols.target import parse_target
-from policy.model import Operation, Verdict
+from policy.model import Verdict
+from policy.operation import Operation
 
 MAX_LOOKUPS: Final = 4  # a request names at most a few collections; more is a resolver that does not converge
 _IDENTITY: Headers = (("accept-encoding", "identity"),)

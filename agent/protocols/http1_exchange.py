@@ -20,7 +20,8 @@ from agent.protocols.http1_form import CREDENTIALS, recorded_headers
 from agent.protocols.http1_head import RequestHead, ResponseHead
 from agent.protocols.session import Abort, Chunk, Intent, Output, ProtocolError, Result
 from agent.protocols.target import Target
-from policy.model import ANY_COLLECTION, Action, Operation, RecordLevel, Verdict
+from policy.model import ANY_COLLECTION, Action, RecordLevel, Verdict
+from policy.operation import Operation
 
 EMPTY_SHA256: Final = sha256().digest()
 UNREAD_ROUTE: Final = Route(method="unreadable", known=False)

@@ -40,7 +40,8 @@ from agent.protocols.session import (
 )
 from agent.protocols.sql import SqlEngine
 from policy.login import ANY_LOGIN
-from policy.model import Operation, Verdict
+from policy.model import Verdict
+from policy.operation import Operation
 
 ALPN: Final = "postgresql"  # of direct TLS (54.2.9)
 TLS_RECORD: Final = b"\x16"  # first byte of a ClientHello

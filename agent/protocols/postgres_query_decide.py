@@ -23,7 +23,8 @@ from agent.protocols.postgres_query_state import MAX_PORTALS, MAX_STATEMENTS, En
 from agent.protocols.session import Output
 from agent.protocols.sql import Fault, Reading, Rewriting
 from agent.protocols.sql_made import Parameter
-from policy.model import Operation, Verdict
+from policy.model import Verdict
+from policy.operation import Operation
 
 # What ends an aborted transaction: all that the database still runs in one.
 EXITS: Final = frozenset({"ROLLBACK", "COMMIT", "ABORT", "END", "ROLLBACK TO"})

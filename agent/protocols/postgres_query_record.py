@@ -16,7 +16,8 @@ from typing import Final, Literal
 from agent.protocols.session import Abort, Chunk, Intent, Masked, Output, Result
 from agent.protocols.sql import Conversation, Plan, Reading, Rewriting, SqlEngine, Where
 from agent.protocols.sql_made import Described, Parameter, Released
-from policy.model import ANY_COLLECTION, Action, Operation, Verdict
+from policy.model import ANY_COLLECTION, Action, Verdict
+from policy.operation import Operation
 
 MAX_SLICE: Final = 256 * 1024  # bytes of an answer in one record
 RELEASE_AT: Final = 32 * 1024  # an answer that is not whole after a read is handed out above this

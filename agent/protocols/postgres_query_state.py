@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Final
 from agent.protocols.postgres_forms import Format
 from agent.protocols.sql import Column, Plan, Reading, Rewriting
 from agent.protocols.sql_made import Parameter
-from policy.model import Operation, Verdict
+from policy.model import Verdict
+from policy.operation import Operation
 
 if TYPE_CHECKING:
     from agent.protocols.postgres_query_record import Exchange

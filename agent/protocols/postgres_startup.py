@@ -26,7 +26,8 @@ from agent.protocols.session import ProtocolError
 from agent.protocols.sql import Where
 from policy.login import CANCEL_METHOD
 from policy.login import Login as Named
-from policy.model import Action, Operation
+from policy.model import Action
+from policy.operation import Operation
 
 MAX_MINOR: Final = 2  # protocol 3.2; what later ones change is not known here
 EXTENSION: Final = b"_pq_."  # of the protocol itself: what one would change is not known here either

@@ -19,7 +19,8 @@ from typing import Literal, Protocol
 
 from agent.protocols.budget import Budget
 from policy.login import Login
-from policy.model import Operation, Verdict
+from policy.model import Verdict
+from policy.operation import Operation
 
 Blob = bytes  # classes below have a field named "bytes"
 Digest = bytes

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from agent.protocols.sql_made import Described, Parameter, Released
-from policy.model import Operation, Verdict
+from policy.model import Verdict
+from policy.operation import Operation
 
 Rows = Sequence[Sequence[str | None]]  # a result in text format, as our own catalog queries get it
 

@@ -19,7 +19,8 @@ from typing import Any
 from agent.engines import make_http_engine
 from agent.engines.body import StrictReader
 from agent.protocols.http import Engine, Lookup, Request, Response
-from policy.model import Mask, Operation, Verdict
+from policy.model import Mask, Verdict
+from policy.operation import Operation
 
 UUID = "7c33cade-7386-4714-a88d-96cd8270adfc"
 CHROMA = f"/api/v2/tenants/default_tenant/databases/default_database/collections/{UUID}"

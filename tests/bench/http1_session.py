@@ -13,7 +13,8 @@ from agent.protocols.http import Answer, Request, Response, Route
 from agent.protocols.http1 import Http1Session
 from agent.protocols.http1_tap import Http1Tap
 from agent.protocols.session import Session
-from policy.model import Action, Mask, Operation, RecordLevel, Verdict
+from policy.model import Action, Mask, RecordLevel, Verdict
+from policy.operation import Operation
 
 _BODY = b'{"vector":[' + b",".join([b"0.0123456"] * 756) + b'],"limit":10,"with_payload":true}'
 _HEAD = (

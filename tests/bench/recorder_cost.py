@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from agent.evidence.recorder import Recorder
 from agent.evidence.segment import create_segment, new_stream_id
 from agent.protocols.session import Intent, Masked, Record, Result
-from policy.model import Action, Limit, Operation, Verdict
+from policy.model import Action, Limit, Verdict
+from policy.operation import Operation
 
 CHANCE = random.Random(1)
 WORDS = ["".join(CHANCE.choices("etaoinshrdlu", k=CHANCE.randint(2, 9))) for _ in range(3000)]

@@ -12,7 +12,8 @@ import pytest
 from policy.compile import Policy
 from policy.context import GuardContext
 from policy.document import load_policy
-from policy.model import Action, Attribution, Operation, Subject
+from policy.model import Action, Attribution, Subject
+from policy.operation import Operation
 from tests.bench.report import machine, spread, table, write_section
 
 RULE = """\

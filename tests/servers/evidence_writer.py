@@ -14,7 +14,8 @@ import sys
 from agent.evidence.recorder import Recorder
 from agent.evidence.segment import SegmentFile
 from agent.protocols.session import Intent, Result
-from policy.model import Action, Operation, Verdict
+from policy.model import Action, Verdict
+from policy.operation import Operation
 
 
 def main() -> None:

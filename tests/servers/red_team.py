@@ -35,7 +35,8 @@ from policy.context import GuardContext, GuardInfo
 from policy.decide import decide
 from policy.document import load_policy
 from policy.login import Login
-from policy.model import Attribution, Operation, Subject, Verdict
+from policy.model import Attribution, Subject, Verdict
+from policy.operation import Operation
 from tests import venvs
 
 PATIENCE = 60.0  # seconds for the database to start, and for any of its answers

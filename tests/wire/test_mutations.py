@@ -14,7 +14,8 @@ from agent.protocols.http import Lookup, Request, Route
 from agent.protocols.http1_head import request_heads
 from agent.protocols.session import Bounds, Intent, Opaque, ProtocolError
 from agent.protocols.target import parse_target
-from policy.model import Mask, Operation
+from policy.model import Mask
+from policy.operation import Operation
 from tests.unit.protocols.fake_engine import ALLOW, FakeEngine, FakeJudge
 from tests.wire import strict_server
 from tests.wire.conversations import Played, Step, load, names, play

@@ -24,7 +24,8 @@ from agent.protocols.postgres_query import QueryPhase
 from agent.protocols.postgres_tap import PostgresTap
 from agent.protocols.session import Bounds, Intent, Record, Result
 from agent.protocols.sql import Where
-from policy.model import Operation, RecordLevel, Verdict
+from policy.model import RecordLevel, Verdict
+from policy.operation import Operation
 from tests.unit.engines.test_pgvector_conversation import Place
 from tests.unit.protocols.fake_sql import SpyJudge
 from tests.unit.protocols.test_postgres_query import letters

@@ -16,7 +16,8 @@ from agent.messages import GuardSettings
 from agent.protocols.session import Intent, Output, Record, Result, Secured
 from agent.relay import Relay
 from agent.tls_layer import TlsLayer
-from policy.model import Action, Attribution, Operation, RecordMode, Subject, Verdict
+from policy.model import Action, Attribution, RecordMode, Subject, Verdict
+from policy.operation import Operation
 from tests.unit.agent.turning import turns
 
 Event = tuple[Any, ...]

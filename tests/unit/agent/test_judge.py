@@ -10,7 +10,8 @@ import pytest
 
 from agent.judge import Bindings, SessionJudge
 from policy.login import UNREAD, Login
-from policy.model import Action, Attribution, Operation, RecordMode, Subject, Verdict
+from policy.model import Action, Attribution, RecordMode, Subject, Verdict
+from policy.operation import Operation
 from tests.unit.policy.tables import policy
 
 SUBJECT = Subject(Attribution.KERNEL, pid=1)

@@ -25,7 +25,8 @@ from policy.compile import Policy
 from policy.context import GuardContext
 from policy.decide import decide, observed
 from policy.document import load_policy
-from policy.model import Action, Attribution, Operation, Parent, Subject, Verdict
+from policy.model import Action, Attribution, Parent, Subject, Verdict
+from policy.operation import Operation
 from tests.unit.evidence.sample import START, Stream, answered, ended
 
 SESSION = "5e55a1b2c3d4"

@@ -9,7 +9,8 @@ from urllib.parse import unquote
 
 from agent.engines import make_http_engine
 from agent.protocols.http import Answer, Engine, Lookup, Request, Response
-from policy.model import Mask, Operation, Verdict
+from policy.model import Mask, Verdict
+from policy.operation import Operation
 
 KEY = b"k" * 32
 VECTOR = [round(n / 1000, 4) for n in range(64)]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.engines import body
-from agent.engines.body import BodyRefusal, Raw, StrictReader, digest, write
+from agent.engines.body import _SHORTEST, LONG, BodyRefusal, Raw, StrictReader, cut_arrays, digest, write
 from tests.unit.cost import assert_linear
 
 VECTOR = b"[" + b",".join(b"%.7f" % math.sin(n) for n in range(64)) + b"]"
@@ -211,3 +211,36 @@ def test_a_long_string_of_escapes_is_read_in_memory_of_its_own_size() -> None:
         assert tracemalloc.get_traced_memory()[1] < 8 * 1024 * 1024
     finally:
         tracemalloc.stop()
+
+
+def _cut_bracket_by_bracket(raw: bytes, least: int) -> tuple[list[bytes], list[bytes], list[int]]:
+    """`cut_arrays` as it is meant: every innermost pair of brackets is looked at."""
+    pieces, cuts, dims, done = [], [], [], 0
+    for end in [at for at, byte in enumerate(raw) if byte == 0x5D]:
+        start = max(raw.rfind(b"[", done, end), raw.rfind(b"]", 0, end))
+        inner = raw[start : end + 1]
+        if start < done or end - start < least or inner[:1] != b"[":
+            continue
+        if inner[1:2] in b"0123456789+-.eE, \t\r\n" and not inner[1:-1].strip(b"0123456789+-.eE, \t\r\n"):
+            pieces.append(raw[done:start])
+            cuts.append(inner)
+            dims.append(inner.count(b",") + 1)
+            done = end + 1
+    return [*pieces, raw[done:]], cuts, dims
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from([b"[", b"]", b"[[", b"]]", b'"', b"{", b"}", b",", b" ", b"x", b"NaN"]),
+            st.integers(1, 40).map(lambda n: b"1," * n + b"2"),
+            st.integers(14, 18).map(lambda n: b"[" + b"3" * n + b"]"),
+        ),
+        max_size=30,
+    ).map(b"".join),
+    st.sampled_from([_SHORTEST, LONG]),
+)
+@settings(max_examples=300)
+def test_arrays_are_found_as_if_every_bracket_were_looked_at(raw: bytes, least: int) -> None:
+    found = cut_arrays(raw, least)
+    assert (found.pieces, found.cuts, found.dims) == _cut_bracket_by_bracket(raw, least)

@@ -13,7 +13,8 @@ from agent.evidence.recorder import Recorder
 from agent.evidence.segment import SegmentFile, create_segment, new_stream_id
 from agent.evidence.thresholds import Thresholds
 from agent.protocols.session import Abort, Chunk, Intent, Record, Result
-from policy.model import Action, Operation, RecordMode, Verdict
+from policy.model import Action, RecordMode, Verdict
+from policy.operation import Operation
 
 SECOND = 10**9
 
@@ -109,7 +110,7 @@ class Worker:
         return self.host.root / "streams" / self.stream
 
     def put(self, *records: Record, session: str = "s1", mode: RecordMode = "strict") -> None:
-        self.recorder.put(session, records, mode, self.answers.append)
+        self.recorder.put(session, list(records), mode, self.answers.append)
 
     def turn(self) -> None:
         turns, self.turns[:] = list(self.turns), []

@@ -38,7 +38,9 @@ from agent.evidence.framing import frame_of
 from agent.evidence.pack import pack
 from agent.evidence.parts import operation_of, operation_part, verdict_part
 from agent.evidence.standalone import Damage, read_block, unpack
-from policy.model import Action, Limit, Mask, NearMiss, Operation, Verdict
+from policy.model import Action, Limit, Mask, NearMiss, Verdict
+from policy.operation import FIELDS as OPERATION_FIELDS
+from policy.operation import Operation
 from tests.unit.evidence.host import intent, result
 
 
@@ -53,7 +55,7 @@ def raw_block(head: bytes, *, codec: int = 0, raw: int | None = None, count: int
 
 
 def test_no_field_of_an_operation_or_a_verdict_is_left_out_of_the_record() -> None:
-    assert set(vocabulary.OperationPart.__struct_fields__) == set(Operation.__struct_fields__)
+    assert set(vocabulary.OperationPart.__struct_fields__) == set(OPERATION_FIELDS)
     assert set(vocabulary.VerdictPart.__struct_fields__) == {
         x.name for x in dataclasses.fields(Verdict) if x.init
     }

@@ -6,7 +6,8 @@ from __future__ import annotations
 import msgspec
 
 from agent.evidence.parts import operation_of, operation_part
-from policy.model import Action, Operation
+from policy.model import Action
+from policy.operation import Operation
 
 
 def test_more_rows_than_64_bits_can_say_are_recorded_as_the_most_there_is() -> None:

@@ -8,7 +8,8 @@ from policy.compile import Policy, decode_rules, encode_rules
 from policy.context import GuardContext, GuardInfo
 from policy.decide import decide
 from policy.document import Document, load_policy
-from policy.model import Operation, Subject, Verdict
+from policy.model import Subject, Verdict
+from policy.operation import Operation
 
 NOW = 1_800_000_000.0  # 2027-01-15T08:00:00Z
 GUARDS = (

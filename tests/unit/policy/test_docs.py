@@ -10,7 +10,8 @@ from policy.cases import run_cases
 from policy.compile import Policy
 from policy.context import GuardContext, GuardInfo
 from policy.document import load_policy
-from policy.model import Action, Attribution, Operation, Subject
+from policy.model import Action, Attribution, Subject
+from policy.operation import Operation
 from policy.schema import LimitModel, MaskModel, RecordModel, RuleModel, WhatModel, WhoModel
 from tests.unit.policy.tables import NOW
 

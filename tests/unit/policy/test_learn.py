@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +19,8 @@ from policy.document import Document, load_policy
 from policy.learn import Learnt, Observations, cover, learn
 from policy.learn_text import as_json, yaml_text
 from policy.login import Login, with_login
-from policy.model import ANY_COLLECTION, Action, Attribution, Operation, Subject
+from policy.model import ANY_COLLECTION, Action, Attribution, Subject
+from policy.operation import Operation
 from policy.rules import UNATTESTED
 
 A = Action
@@ -301,7 +301,7 @@ def test_who_asked_a_postgresql_may_open_a_session_though_observe_recorded_none(
 
 
 def replace_engine(operation: Operation, engine: str) -> Operation:
-    return msgspec.structs.replace(operation, engine=engine)
+    return operation.changed(engine=engine)
 
 
 def test_a_database_that_clients_name_is_in_the_rule_and_its_case() -> None:

@@ -13,7 +13,8 @@ from policy.decide import decide
 from policy.document import load_policy
 from policy.explain import explain
 from policy.login import ANY_LOGIN, CANCEL_METHOD, UNREAD, Login, recorded_login, with_login
-from policy.model import Operation, Verdict
+from policy.model import Verdict
+from policy.operation import Operation
 from policy.problem import PolicyError
 from tests.unit.policy.tables import CONTEXT, ENGINES, GUARDS, NOW, failures, load, policy, what
 

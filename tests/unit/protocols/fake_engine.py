@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from agent.protocols.http import Answer, Lookup, Refusal, Request, Response, Route
 from agent.protocols.session import Masked
-from policy.model import Action, Operation, Verdict
+from policy.model import Action, Verdict
+from policy.operation import Operation
 
 ALLOW = Verdict("allow", "rag-app", "10.yaml:1", "allowed", "hash")
 DENY = Verdict("deny", "no-bulk", "10.yaml:9", "bulk read is for backup only", "hash")

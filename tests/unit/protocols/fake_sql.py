@@ -19,7 +19,8 @@ from agent.protocols.session import Masked
 from agent.protocols.sql import Column, Conversation, Fault, Plan, Reading, Rewriting, Rows, Where
 from agent.protocols.sql_made import Described, Parameter, Released
 from policy.login import Login
-from policy.model import Action, Operation, Verdict
+from policy.model import Action, Verdict
+from policy.operation import Operation
 
 ALLOW = Verdict("allow", "app", "10.yaml:1", "allowed", "hash")
 DENY = Verdict("deny", "no-bulk", "10.yaml:9", "bulk read is for backup only", "hash")

@@ -9,7 +9,8 @@ from hashlib import sha256
 from agent.protocols.http import Lookup, Request, Response, Route
 from agent.protocols.http1_tap import Http1Tap
 from agent.protocols.session import Abort, Bounds, Chunk, Intent, Opaque, Output, Result
-from policy.model import Action, Operation, Verdict
+from policy.model import Action, Verdict
+from policy.operation import Operation
 from tests.unit.protocols.fake_engine import ALLOW, FakeEngine, FakeJudge
 
 WOULD = replace(ALLOW, would="deny")

@@ -23,7 +23,8 @@ from agent.protocols.postgres_messages import (
 from agent.protocols.scram import SaltedKeys, ScramClient, ScramServer, make_verifier
 from agent.protocols.session import Bounds, Intent, Output, ProtocolError, Result, Secured, TlsTerms
 from policy.login import ANY_LOGIN, CANCEL_METHOD, Login, recorded_login
-from policy.model import Action, Operation, Verdict
+from policy.model import Action, Verdict
+from policy.operation import Operation
 from tests.unit.protocols.fake_sql import ALLOW, DENY, FakeSqlEngine, SpyJudge
 
 SSL = struct.pack(">II", 8, 80877103)
