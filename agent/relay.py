@@ -184,8 +184,8 @@ class Relay:
         except ProtocolError as error:
             self.host.count(f"protocol_{error.side}_{error.reason}")
             self._end(error.reason, reset=error.side == "server", message=error.message)
-        except Exception as error:
-            self.host.report_bug(error)
+        except Exception as bug:
+            self.host.report_bug(bug)
             self._end("internal-error", reset=True)
 
     def _apply(self, output: Output) -> None:

@@ -158,13 +158,13 @@ class StreamWriter:
             return False
         try:
             segment.append(buffers, total)
-        except ShortWrite as exc:
+        except ShortWrite as torn:
             self.failures += 1
-            self._abandon(segment, str(exc))
-        except OSError as exc:
+            self._abandon(segment, str(torn))
+        except OSError as error:
             self.failures += 1
             if segment.end() != segment.size:  # something of it reached the file after all
-                self._abandon(segment, exc.strerror or str(exc))
+                self._abandon(segment, error.strerror or str(error))
         else:
             return True
         return False
@@ -243,6 +243,11 @@ class StreamWriter:
             self._finished.append(old)
             self._need_spare()
             return
-        if self._segment is spare:  # nothing reached it: it stays the spare
+        if self._is_current(spare):  # nothing reached it: it stays the spare
             self._spare = spare
         self._segment, self._begun_at = old, begun_at
+
+    def _is_current(self, segment: SegmentFile) -> bool:
+        """Asked in a method of its own: to the type checker, and so to compiled code, what `_rotate` put into
+        `_segment` still stands there."""
+        return self._segment is segment

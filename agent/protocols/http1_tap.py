@@ -75,8 +75,8 @@ class Http1Tap:
             self._read_client(out, data)
         except ProtocolError as error:
             self._turn_opaque(out, error.reason)
-        except Exception as error:  # our bug must not become the client's
-            self._turn_opaque(out, f"tap failed: {type(error).__name__}")
+        except Exception as bug:  # our bug must not become the client's
+            self._turn_opaque(out, f"tap failed: {type(bug).__name__}")
         self._forward(out)
         return out
 
@@ -89,8 +89,8 @@ class Http1Tap:
             self._read_server(out, data)
         except ProtocolError as error:
             self._turn_opaque(out, error.reason)
-        except Exception as error:
-            self._turn_opaque(out, f"tap failed: {type(error).__name__}")
+        except Exception as bug:
+            self._turn_opaque(out, f"tap failed: {type(bug).__name__}")
         out.to_client.append(data)
         self._forward(out)
         return out
@@ -111,8 +111,8 @@ class Http1Tap:
                 try:
                     self._complete(out, self._waiting[0], arriving)
                     self._waiting.popleft()
-                except Exception as error:
-                    self._turn_opaque(out, f"tap failed: {type(error).__name__}")
+                except Exception as bug:
+                    self._turn_opaque(out, f"tap failed: {type(bug).__name__}")
             self._abort_all(out, "the database closed before the end of its answer")
         self._forward(out)
         self._end(out, "server")

@@ -89,8 +89,8 @@ class PostgresTap:
                 self._read_client(out, data)
             except ProtocolError as error:
                 self._turn_opaque(out, error.reason)
-            except Exception as error:  # our bug must not become the client's
-                self._turn_opaque(out, f"tap failed: {type(error).__name__}")
+            except Exception as bug:  # our bug must not become the client's
+                self._turn_opaque(out, f"tap failed: {type(bug).__name__}")
         if self._opaque is not None:
             self._opaque.pass_client(out, data)
         else:
@@ -104,8 +104,8 @@ class PostgresTap:
                 self._read_server(out, data)
             except ProtocolError as error:
                 self._turn_opaque(out, error.reason)
-            except Exception as error:
-                self._turn_opaque(out, f"tap failed: {type(error).__name__}")
+            except Exception as bug:
+                self._turn_opaque(out, f"tap failed: {type(bug).__name__}")
         if self._opaque is not None:
             self._opaque.pass_server(out, data)
         else:

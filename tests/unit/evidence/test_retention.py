@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -100,9 +101,14 @@ def test_unsigned_segments_of_a_live_stream_stay(host: Host) -> None:
 def test_a_ledger_that_cannot_be_written_removes_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = filled(host)
     before = names(worker)
-    monkeypatch.setattr(host.ledger._writer, "write_control", lambda frames: False)
-    with pytest.raises(LedgerError):
-        retain(host.root, host.ledger, counters={}, keep_ns=0, now=NOW + 1)
+
+    def full(fd: int, buffers: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agent.evidence.segment.os.writev", full)
+        with pytest.raises(LedgerError):
+            retain(host.root, host.ledger, counters={}, keep_ns=0, now=NOW + 1)
     assert names(worker) == before
 
 
