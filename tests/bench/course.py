@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import mmap
 import os
 import resource
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.bench import peers
-from tests.kernel.arena import ROOT
 from tests.servers.stage import Stage
 
 TICK = 1e6 / os.sysconf("SC_CLK_TCK")  # microseconds of CPU a tick in /proc/PID/stat
@@ -41,32 +38,6 @@ function done(summary, latency)
     latency:percentile(50), latency:percentile(99), e.connect + e.read + e.write + e.status + e.timeout))
 end
 """
-
-
-KEPT_FREE = 3 << 30  # bytes that `touch_memory` leaves alone
-TOUCH_SECONDS = 240.0
-
-
-def touch_memory() -> None:
-    """Write to most of the free memory once, so that the machine has it before anything is measured.
-
-    A virtual machine's host may give it a page only when that is first written to: measured, 5 us a page of
-    4 KiB instead of 0.3, paid by whoever comes first. A proxy that records comes to fresh pages all the time.
-    """
-    work = "from tests.bench.course import touch_here; touch_here()"
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        subprocess.run([sys.executable, "-c", work], cwd=ROOT, timeout=TOUCH_SECONDS, check=False)
-
-
-def touch_here() -> None:
-    """In this process: it gives the memory back by ending."""
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") - KEPT_FREE
-    piece = bytes(16 << 20)
-    if available < len(piece):
-        return
-    with mmap.mmap(-1, available) as memory:
-        for at in range(0, available - len(piece), len(piece)):
-            memory[at : at + len(piece)] = piece
 
 
 class Lap(NamedTuple):

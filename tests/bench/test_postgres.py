@@ -10,10 +10,12 @@ import os
 import statistics
 import subprocess
 from collections import defaultdict
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.bench.course import cpu, touch_memory
+from tests.bench.course import cpu
+from tests.bench.memory import used_memory
 from tests.bench.peers import found
 from tests.bench.report import FULL, machine, spread, table, write_section
 from tests.kernel.arena import PATIENCE
@@ -99,9 +101,7 @@ def search(script: Path) -> None:
 
 
 def test_a_search_beside_pgbouncer() -> None:
-    if FULL:
-        touch_memory()
-    with PostgresStage() as stage:
+    with used_memory() if FULL else nullcontext(), PostgresStage() as stage:
         stage.start_postgres()
         try:
             stage.program("psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", stdin=TABLE)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 
 from tests.bench import peers
-from tests.bench.course import Course, Lap, touch_memory
+from tests.bench.course import Course, Lap
+from tests.bench.memory import used_memory
 from tests.bench.report import FULL, machine, spread, table, write_section
 
 GUARDS = {
@@ -128,9 +130,7 @@ def ratios(laps: Laps) -> str:
 def test_cpu_latency_and_throughput_beside_the_peers(sized: Callable[[int, int], int]) -> None:
     runs, seconds = sized(1, 5), sized(1, 2)
     names = list(peers.PEERS) if FULL else ["HAProxy", "Envoy"]
-    if FULL:
-        touch_memory()
-    with Course(GUARDS, POLICY) as course:
+    with used_memory() if FULL else nullcontext(), Course(GUARDS, POLICY) as course:
         course.start_nginx()
         course.start_peers(names)
         course.start_vecward()
