@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What could not be recorded, counted exactly until it can be written as a GAP frame."""
+"""What could not be recorded: counted exactly until a GAP frame can say so, or kept to be written later."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agent.evidence.frames import GapFrame, LostRange
+from agent.evidence.frames import GapFrame, LostRange, SessionEndFrame
 from agent.protocols.session import Opaque, Record
 
 MAX_NAMED = 4096  # ranges that one GAP names; frames of further sessions are counted in `unnamed`
+MAX_ENDS = 4096  # ends of sessions that are kept; without its end a session looks open for ever
 
 
 class Losses:
@@ -69,3 +70,24 @@ class Losses:
 
     def clear(self) -> None:
         self.__init__()  # type: ignore[misc]
+
+
+class Owed:
+    """What is written when writing works again: cards of open sessions, and ends of those on record."""
+
+    def __init__(self) -> None:
+        self.cards: set[str] = set()  # sessions whose card is lost; it is repeated if they are open then
+        self.ends: list[SessionEndFrame] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.cards or self.ends)
+
+    def keep_end(self, frame: SessionEndFrame) -> bool:
+        """False where it has to count as lost: of the session nothing is on record, or too many are kept."""
+        if frame.session in self.cards:
+            self.cards.discard(frame.session)
+            return False
+        if len(self.ends) >= MAX_ENDS:
+            return False
+        self.ends.append(frame)
+        return True

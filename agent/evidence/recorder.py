@@ -11,21 +11,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal
 
 import msgspec
 
 from agent.evidence.durability import GroupSync, Sync
-from agent.evidence.frames import (
-    CloseFrame,
-    Frame,
-    SessionEndFrame,
-    SessionFrame,
-)
+from agent.evidence.frames import CloseFrame, Frame, SessionEndFrame, SessionFrame
 from agent.evidence.framing import PART_BYTES, body_bytes, cut_body, frame_of
-from agent.evidence.losses import Losses
+from agent.evidence.losses import Losses, Owed
 from agent.evidence.pack import NONE_KNOWN, Group, Presented, Put
 from agent.evidence.plain import plain_card, plain_frame
 from agent.evidence.segment import SegmentFile
@@ -88,7 +83,7 @@ class Recorder:
         self._refused: list[tuple[Release, bool]] = []
         self._scheduled = self._resting = False
         self._cards: dict[str, dict[str, Any]] = {}  # of open sessions, repeated in every segment
-        self._lost_cards: set[str] = set()
+        self._owed = Owed()
 
     # What the relay calls.
 
@@ -106,7 +101,7 @@ class Recorder:
         self._seen += 1
         if self.refusing is not None:
             self._lose_own(session, self.refusing)
-            self._lost_cards.add(session)
+            self._owed.cards.add(session)
             return
         frame = SessionFrame(at=self._wall(), up=self._up(), session=session, card=card, again=again)
         self._groups[-1].frames.append(frame)
@@ -114,12 +109,12 @@ class Recorder:
 
     def close_session(self, session: str, summary: Mapping[str, Any]) -> None:
         self._cards.pop(session, None)
-        self._lost_cards.discard(session)
         self._seen += 1
-        if self.refusing is not None:
-            self._lose_own(session, self.refusing)
-            return
         frame = SessionEndFrame(at=self._wall(), up=self._up(), session=session, summary=plain_card(summary))
+        if (why := self.refusing) is not None:
+            self._delay_end(frame, why)
+            return
+        self._owed.cards.discard(session)
         self._groups[-1].frames.append(frame)
         self._by_and_by()
 
@@ -231,7 +226,7 @@ class Recorder:
         """The agent signed everything up to `seq`."""
         while self._unsigned and self._unsigned[0].first + self._unsigned[0].frames - 1 <= seq:
             self._unsigned_frames -= self._unsigned.popleft().frames
-        if self._losses or self._lost_cards:
+        if self._losses or self._owed:
             self._soon()
 
     def give_spare(self, spare: SegmentFile) -> None:
@@ -246,12 +241,14 @@ class Recorder:
         if self._losses and (self.refusing is None or due):
             self._write_gap()
         self._writer.rotate_if_old()
-        if self._lost_cards:
+        if self._owed:
             self._soon()
 
     def close(self, reason: str) -> None:
         """Flush, write CLOSE, sync. `present` what is left, then `release_files`."""
         self.flush()
+        for end in self._owed.ends:
+            self._lose_own(end.session, "stopped")
         if self._losses:
             self._write_gap()
         frame = CloseFrame(at=self._wall(), up=self._up(), reason=reason, counters=self.counters())
@@ -269,7 +266,7 @@ class Recorder:
         self._scheduled = False
         groups, self._groups = self._groups, [Group()]
         refused, self._refused = self._refused, []
-        if (self._losses or self._lost_cards) and self.refusing is None:
+        if (self._losses or self._owed) and self.refusing is None:
             self._catch_up()
         released: list[tuple[Release, bool]] = []
         for group in groups:
@@ -321,30 +318,32 @@ class Recorder:
 
     def _repeat_cards(self) -> None:
         """Each segment can be read alone, also when retention took the ones before it."""
-        at, up = self._wall(), self._up()
-        frames: list[Frame] = [
-            SessionFrame(at=at, up=up, session=session, card=card, again=True)
-            for session, card in self._cards.items()
-        ]
+        frames = self._cards_again(self._cards)
         pieces = [frames[start : start + 1024] for start in range(0, len(frames), 1024)]
         if all(self._writer.write_data(piece) for piece in pieces):
-            self._lost_cards.clear()
+            self._owed.cards.clear()
 
     # Losses.
 
     def _catch_up(self) -> None:
-        """Writing may work again: first say what is missing, then repeat the cards that were lost."""
+        """Writing may work again: first say what is missing, then the ends and the cards that are owed."""
         if self._losses and not self._write_gap():
             return
-        if self._lost_cards:
-            at, up = self._wall(), self._up()
-            cards: list[Frame] = [
-                SessionFrame(at=at, up=up, session=session, card=self._cards[session], again=True)
-                for session in self._lost_cards
-                if session in self._cards
-            ]
-            if not cards or self._write(cards):
-                self._lost_cards.clear()
+        ends, self._owed.ends = self._owed.ends, []
+        if ends and not self._write([*ends]):
+            self._owed.ends = ends
+        elif cards := self._owed.cards:
+            again = self._cards_again(cards)
+            if not again or self._write(again):
+                cards.clear()
+
+    def _cards_again(self, sessions: Iterable[str]) -> list[Frame]:
+        at, up, cards = self._wall(), self._up(), self._cards
+        return [
+            SessionFrame(at=at, up=up, session=session, card=cards[session], again=True)
+            for session in sessions
+            if session in cards
+        ]
 
     def _write_gap(self) -> bool:
         self._last_gap = self._up()
@@ -359,9 +358,18 @@ class Recorder:
             self._losses.add(put.session, put.records, reason, at, released=put.mode == "best-effort")
             self._dropped += len(put.records)
         for frame in group.own_frames():
+            if isinstance(frame, SessionEndFrame) and reason != "unencodable":
+                self._delay_end(frame, reason)
+                continue
             self._lose_own(frame.session, reason)
             if isinstance(frame, SessionFrame) and frame.session in self._cards and reason != "unencodable":
-                self._lost_cards.add(frame.session)
+                self._owed.cards.add(frame.session)
+
+    def _delay_end(self, frame: SessionEndFrame, reason: str) -> None:
+        if self._owed.keep_end(frame):
+            self._soon()
+        else:
+            self._lose_own(frame.session, reason)
 
     def _lose_own(self, session: str, reason: str) -> None:
         self._losses.count(session, 0, 0, 1, 0, reason, self._wall())

@@ -24,6 +24,7 @@ from agent.evidence.frames import (
     SessionEndFrame,
     SessionFrame,
 )
+from agent.evidence.losses import MAX_ENDS
 from agent.evidence.segment import list_segments
 from agent.evidence.thresholds import Thresholds
 from agent.evidence.verify import verify
@@ -309,6 +310,70 @@ def test_disk_pressure_leaves_bodies_out_and_then_refuses(host: Host) -> None:
     host.clock.sleep(11)
     worker.recorder.tick()
     assert [gap.reason for gap in of(worker, GapFrame)] == ["disk full"]
+
+
+def test_the_end_of_a_session_that_cannot_be_written_is_written_later_with_its_own_time(host: Host) -> None:
+    worker = host.worker()
+    worker.recorder.open_session("s1", {"pid": 7})
+    worker.exchange(1)
+    worker.recorder.pressure = "full"
+    ended = host.clock.wall()
+    worker.recorder.close_session("s1", {"reason": "closed"})
+    worker.turn()
+    host.clock.sleep(30)
+    assert of(worker, SessionEndFrame) == []
+    worker.recorder.pressure = "ok"
+    worker.recorder.tick()
+    worker.turn()
+    (end,) = of(worker, SessionEndFrame)
+    assert (end.session, end.at, end.summary["reason"]) == ("s1", ended, "closed")
+    assert of(worker, GapFrame) == []
+    counters = worker.recorder.counters()
+    assert (counters["seen"], counters["dropped"]) == (counters["recorded"], 0)
+    worker.sign()
+    assert verify(host.root).findings == []
+
+
+def test_an_end_that_a_failing_disk_took_is_written_when_it_works_again(host: Host, disk: Disk) -> None:
+    worker = host.worker()
+    worker.recorder.open_session("s1", {"pid": 7})
+    worker.exchange(1)
+    disk.always = "full"
+    worker.recorder.close_session("s1", {"reason": "closed"})
+    worker.turn()
+    worker.turn()
+    disk.always = None
+    worker.recorder.tick()
+    worker.turn()
+    assert [end.session for end in of(worker, SessionEndFrame)] == ["s1"]
+
+
+def test_a_session_of_which_nothing_is_on_record_has_no_end_there_either(host: Host) -> None:
+    worker = host.worker()
+    worker.exchange(1)
+    worker.recorder.pressure = "full"
+    worker.recorder.open_session("s2", {"pid": 8})
+    worker.recorder.close_session("s2", {"reason": "closed"})
+    worker.turn()
+    worker.recorder.pressure = "ok"
+    worker.recorder.tick()
+    worker.turn()
+    assert of(worker, SessionEndFrame) == []
+    (gap,) = of(worker, GapFrame)
+    assert (gap.frames, [lost.session for lost in gap.lost]) == (2, ["s2"])
+
+
+def test_ends_that_are_kept_are_bounded_and_lost_ones_are_named_at_the_stop(host: Host) -> None:
+    worker = host.worker()
+    worker.exchange(1)
+    worker.recorder.pressure = "full"
+    for number in range(MAX_ENDS + 3):
+        worker.recorder.close_session(f"t{number}", {"reason": "closed"})
+    assert worker.recorder.lost == 3
+    worker.recorder.close("stop")
+    counters = worker.recorder.counters()
+    assert counters["seen"] == counters["recorded"] + counters["dropped"]
+    assert sum(gap.frames for gap in of(worker, GapFrame)) == MAX_ENDS + 3
 
 
 def test_best_effort_is_bounded_by_bytes(host: Host) -> None:
