@@ -12,9 +12,8 @@ from agent.evidence.frames import HitPart, LimitPart, MaskPart, NearPart, Operat
 from policy.model import Action, Verdict
 from policy.operation import Operation
 
-_MOST: Final = (
-    2**63 - 1
-)  # a client may ask for more rows than 64 bits can say; that it asked must be on record
+_MOST: Final = 2**63 - 1
+"""A client may ask for more rows than 64 bits can say; that it asked must be on record."""
 
 
 def operation_part(operation: Operation) -> OperationPart:

@@ -247,7 +247,8 @@ class Recorder:
     def close(self, reason: str) -> None:
         """Flush, write CLOSE, sync. `present` what is left, then `release_files`."""
         self.flush()
-        for end in self._owed.ends:
+        owed, self._owed = self._owed, Owed()  # nothing follows CLOSE, also when the agent signs meanwhile
+        for end in owed.ends:
             self._lose_own(end.session, "stopped")
         if self._losses:
             self._write_gap()

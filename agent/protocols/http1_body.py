@@ -16,9 +16,8 @@ from agent.protocols.session import Bounds, ProtocolError
 Side = Literal["client", "server"]
 _SIZE: Final = re.compile(rb"(0|[1-9A-Fa-f][0-9A-Fa-f]{0,7})\r\n")
 _SIZE_PREFIX: Final = re.compile(rb"(?:(?:0|[1-9A-Fa-f][0-9A-Fa-f]{0,7})\r?)?")
-_MOST_PIECES: Final = (
-    1024  # a bytes object costs 33 bytes besides its content: two-byte chunks would cost 20 times
-)
+_MOST_PIECES: Final = 1024
+"""A bytes object costs 33 bytes besides its content: two-byte chunks would cost 20 times."""
 _LONGEST_LINE: Final = 10  # eight hex digits, CR, LF
 
 

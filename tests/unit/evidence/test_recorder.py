@@ -376,6 +376,22 @@ def test_ends_that_are_kept_are_bounded_and_lost_ones_are_named_at_the_stop(host
     assert sum(gap.frames for gap in of(worker, GapFrame)) == MAX_ENDS + 3
 
 
+def test_nothing_that_is_owed_follows_the_close_when_the_agent_signs_after_it(host: Host) -> None:
+    worker = host.worker(Thresholds(unsigned_frames=4))
+    worker.recorder.open_session("s1", {"pid": 7})
+    worker.exchange(1)
+    assert worker.recorder.refusing == "unsigned"
+    worker.recorder.open_session("s2", {"pid": 8})
+    worker.recorder.close_session("s1", {"reason": "closed"})
+    worker.recorder.close("stop")
+    worker.sign()
+    worker.turn()
+    assert isinstance(frames(worker)[-1], CloseFrame)
+    assert sum(gap.frames for gap in of(worker, GapFrame)) == 2
+    counters = worker.recorder.counters()
+    assert counters["seen"] == counters["recorded"] + counters["dropped"]
+
+
 def test_best_effort_is_bounded_by_bytes(host: Host) -> None:
     worker = host.worker(Thresholds(queue_bytes=10_000))
     for n in range(1, 5):
