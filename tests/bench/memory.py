@@ -24,7 +24,6 @@ LEFT = 5 << 30  # bytes for the programs that are measured, and for the page cac
 PROGRAMS = 3 << 29  # of these: not filled with page cache
 PIECE = 16 << 20
 DISK = "/var/tmp"  # never in memory (file-hierarchy(7)), as the evidence of the bench
-PATIENCE = 300.0  # seconds for the machine to give its memory
 
 
 @contextlib.contextmanager
@@ -42,17 +41,14 @@ def used_memory() -> Iterator[None]:
             [sys.executable, "-c", work], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         ) as holder,
     ):
-        try:
-            if holder.stdout is None or not holder.stdout.readline():
-                raise RuntimeError(f"memory could not be held: {holder.wait(PATIENCE)}")
-            piece = os.urandom(PIECE)
-            for _ in range((LEFT - PROGRAMS) // PIECE):
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-            yield
-        finally:
-            holder.communicate(timeout=PATIENCE)  # its input ends: so does it
+        if holder.stdout is None or not holder.stdout.readline():
+            raise RuntimeError("memory could not be held: the process that should hold it ended")
+        piece = os.urandom(PIECE)
+        for _ in range((LEFT - PROGRAMS) // PIECE):
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+        yield  # at the end the holder's input is closed, and so it ends
 
 
 def hold(size: int) -> None:

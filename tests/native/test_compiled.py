@@ -34,16 +34,33 @@ _WRITTEN_IN_C = frozenset(
 )
 
 
-def test_no_compiled_class_extends_a_container_of_the_interpreter() -> None:
-    """mypyc lays its own fields over the container's (measured: a crash at the first append to a deque's)."""
+def listed() -> list[tuple[str, ast.Module]]:
     done = subprocess.run(
         [sys.executable, "-c", _PATHS], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    for path in done.stdout.split():
-        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+    return [(path, ast.parse((ROOT / path).read_text())) for path in done.stdout.split()]
+
+
+def test_no_compiled_class_extends_a_container_of_the_interpreter() -> None:
+    """mypyc lays its own fields over the container's (measured: a crash at the first append to a deque's)."""
+    for path, tree in listed():
+        for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
                 bases = {ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases}
                 assert bases.isdisjoint(_WRITTEN_IN_C), f"{path}: {node.name}"
+
+
+def test_a_compiled_function_gives_a_caught_exceptions_name_to_one_class() -> None:
+    """Compiled, a name has the type of its first use: to catch another class under it is a TypeError."""
+    for path, tree in listed():
+        for function in ast.walk(tree):
+            if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            caught: dict[str, str] = {}
+            for node in ast.walk(function):
+                if isinstance(node, ast.ExceptHandler) and node.name is not None and node.type is not None:
+                    kind = ast.unparse(node.type)
+                    assert caught.setdefault(node.name, kind) == kind, f"{path}:{node.lineno}: {node.name}"
 
 
 @pytest.fixture(scope="module")

@@ -238,26 +238,3 @@ def test_the_makefile_stays_a_page_of_doors() -> None:
     targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {"demo", "test", "soak", "bench", "lint"} <= set(targets)
     assert len(targets) <= 20, "what is done seldom is a script, not a door"
-
-
-def compiled() -> list[Path]:
-    patterns = [
-        line.partition("#")[0].strip() for line in (ROOT / "packaging/native.txt").read_text().splitlines()
-    ]
-    return sorted({path for pattern in patterns if pattern for path in ROOT.glob(pattern)})
-
-
-@pytest.mark.parametrize("path", by_module(compiled()))
-def test_a_compiled_function_gives_a_caught_exceptions_name_to_one_class(path: Path) -> None:
-    """Compiled, a name has the type of its first use: to catch another class under it is a TypeError."""
-    wrong: dict[int, str] = {}
-    for function in ast.walk(tree_of(path)):
-        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        caught: dict[str, str] = {}
-        for node in ast.walk(function):
-            if isinstance(node, ast.ExceptHandler) and node.name is not None and node.type is not None:
-                kind = ast.unparse(node.type)
-                if caught.setdefault(node.name, kind) != kind:
-                    wrong[node.lineno] = f"{node.name} is {caught[node.name]} already"
-    assert not wrong, faults(path, wrong)
