@@ -316,9 +316,12 @@ class Relay:
 
     def server_lost(self, reset: bool = False) -> None:
         self._server = None
-        # An answer cut short must not look whole; what passes unread ends as the database ended it.
-        unread = reset and self.tally.opaque is not None and not self._queue
-        self._end("database-gone", reset=self.tally.open > 0 or unread)
+        if getattr(self._session, "is_opening", False):  # PostgreSQL's: who waits to be let in is told
+            self.server_eof()
+        else:
+            # An answer cut short must not look whole; what passes unread ends as the database ended it.
+            unread = reset and self.tally.opaque is not None and not self._queue
+            self._end("database-gone", reset=self.tally.open > 0 or unread)
 
     def end(self, reason: str) -> None:
         """Close both sides now (kill, policy, timeout)."""
@@ -391,10 +394,7 @@ class Relay:
         self._session = None
 
     def _summary(self) -> dict[str, Any]:
-        reason = self._closing or "closed"
-        summary = self.tally.summary(reason, self._protocol, self.bytes_in, self.bytes_out)
-        if self._unread is not None:  # bytes and SHA-256 of each direction
-            summary["unread"] = {
-                side: {"bytes": count, "sha256": digest} for side, count, digest in self._unread
-            }
+        summary = self.tally.summary(self._closing or "closed", self._protocol, self.bytes_in, self.bytes_out)
+        if self._unread is not None:
+            summary["unread"] = {side: {"bytes": n, "sha256": digest} for side, n, digest in self._unread}
         return summary

@@ -29,6 +29,7 @@ from agent.protocols.sql import Conversation
 
 _INVALID_AUTHORIZATION: Final = "28"  # class of SQLSTATEs
 _FATAL: Final = ("FATAL", "PANIC")
+_GONE: Final = "the database closed the connection before the session began"
 
 
 class PostgresSession(Opening):
@@ -50,6 +51,12 @@ class PostgresSession(Opening):
         if self._queries is not None:
             return self._queries.is_reading
         return bool(self._prefix) or self._phase not in (Phase.OPENING, Phase.OVER)
+
+    @property
+    def is_opening(self) -> bool:
+        """The client waits to be let in, and is told where the database is lost meanwhile."""
+        quiet = (Phase.OPENING, Phase.CLIENT_TLS, Phase.CANCELLING, Phase.OVER)
+        return self._queries is None and self._phase not in quiet
 
     @property
     def waits(self) -> bool:
@@ -106,6 +113,8 @@ class PostgresSession(Opening):
     def server_eof(self) -> Output:
         if self._queries is not None:
             return self._queries.server_eof()
+        if self.is_opening:
+            return self._refuse("08006", _GONE)
         out = Output(close="both")
         if self._phase is Phase.CANCELLING:
             self._finish(out, "answered", {})
@@ -123,11 +132,13 @@ class PostgresSession(Opening):
             out = self._queries.refuse_all(message)
             out.records[:0] = self.abandon(message).records
             return out
-        out = Output(close="both")
         # Before the database has said a word over TLS, what failed is that TLS: it may refuse our certificate
         # after the handshake (TLS 1.3).
         unheard = self._phase is Phase.SERVER_TLS or ("server" in self._tls and not self._versions)
-        state = "08006" if unheard else "08P01"
+        return self._refuse("08006" if unheard else "08P01", message)
+
+    def _refuse(self, state: str, message: str) -> Output:
+        out = Output(close="both")
         if self._phase not in (Phase.CLIENT_TLS, Phase.CANCELLING, Phase.OVER):
             out.to_client.append(error_response(state, message, severity="FATAL"))
         if self._open:

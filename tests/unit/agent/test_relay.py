@@ -381,6 +381,26 @@ def test_a_database_lost_in_the_middle_of_an_answer_resets_the_client() -> None:
     run(story)
 
 
+def test_a_client_that_waits_to_be_let_in_is_told_that_the_database_was_lost() -> None:
+    class Opening(Script):
+        is_opening = True
+
+    async def story() -> None:
+        host = Host(Opening(client_data=[Output(to_server=[b"ask"], records=[intent()])],
+                            server_eof=[Output(to_client=[b"lost"], records=[result()],
+                                               close="both")]))  # fmt: skip
+        relay = await host.stand()
+        relay.from_client(b"ask")
+        host.journal.answer_all()
+        relay.server_lost(reset=True)
+        assert host.client.sent == b"", "it is not on record yet"
+        host.journal.answer_all()
+        assert (host.client.sent, host.client.state) == (b"lost", "eof")
+        assert host.forgotten
+
+    run(story)
+
+
 def test_a_database_lost_between_exchanges_closes_the_client_in_order() -> None:
     async def story() -> None:
         host = Host(Script(client_data=[Output(to_server=[b"ask"], records=[intent()])],

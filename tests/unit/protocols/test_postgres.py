@@ -275,6 +275,21 @@ def test_a_cancel_is_forwarded_as_it_came_and_ends_with_the_database() -> None:
     assert [r.outcome for r in out.records if isinstance(r, Result)] == ["answered"]
 
 
+@pytest.mark.parametrize("said", [b"", OK, OK + SETTLED[:-1]])
+def test_a_client_is_told_of_a_database_that_is_lost_before_the_session_begins(said: bytes) -> None:
+    made = session()
+    told = [made.is_opening]  # nobody asked for anything
+    made.client_data(ASK)
+    if said:
+        made.server_data(said)
+    told.append(made.is_opening)
+    _, client, records, close = join([made.server_eof()])
+    assert (sqlstate(client), close) == ("08006", "both")
+    assert [r.outcome for r in records if isinstance(r, Result)] == ["refused"]
+    assert [*told, made.is_opening] == [False, True, False]
+    assert join([made.server_eof(), made.client_data(b"more")])[1] == b""
+
+
 @pytest.mark.parametrize(
     ("packet", "state"),
     [
