@@ -2,6 +2,7 @@
 """``python packaging/build COMMAND``: what `make deb`, `make lock` and the other packages call.
 
 tree deb|rpm FOLDER     lay out all that is installed below FOLDER
+native VERSION          compile what the packages hold for that Python, in build/native-VERSION
 deb FOLDER              build the Debian package into FOLDER
 rpm FOLDER              build the package for EL into FOLDER
 rpm-of TREE NUMBER FOLDER   one of a tree that is there, as that version, for tests
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import deb
 import layout
+import native
 import repo
 import rpm
 import wheels
@@ -28,6 +30,8 @@ def main(words: list[str]) -> int:
         match words:
             case ["tree", ("deb" | "rpm") as kind, folder]:
                 layout.lay_out(kind, Path(folder).absolute())
+            case ["native", version]:
+                native.compile_trees([version])
             case ["deb", folder]:
                 deb.build(Path(folder).absolute())
             case ["rpm", folder]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled form (packaging/dev/native) does what the sources do: their own tests are run on it.
+"""The compiled form, as the packages hold it, does what the sources do: their own tests are run on it.
 
 A compiled module checks types where Python does not, so a wrong annotation is a refusal there. The tests run
 in the copy of the tree that holds the compiled files, in a process of their own.
@@ -8,6 +8,7 @@ in the copy of the tree that holds the compiled files, in a process of their own
 from __future__ import annotations
 
 import ast
+import faulthandler
 import os
 import shutil
 import subprocess
@@ -19,8 +20,10 @@ import pytest
 
 from tests.kernel.arena import ROOT
 
-pytestmark = pytest.mark.limit(600)  # whichever test comes first has the tree compiled
-TREE = ROOT / "build" / "native"
+pytestmark = pytest.mark.limit(900)  # whichever test comes first has the tree compiled
+PYTHON = "{}.{}".format(*sys.version_info[:2])
+TREE = ROOT / "build" / f"native-{PYTHON}"
+BUILD_SECONDS = 600
 _LISTED = (
     "import importlib, sys; sys.path.insert(0, '.'); sys.path.insert(0, 'packaging/dev'); import native;"
     "names = [p[:-3].replace('/', '.') for p in native.modules()];"
@@ -67,10 +70,14 @@ def test_a_compiled_function_gives_a_caught_exceptions_name_to_one_class() -> No
 def tree() -> Path:
     if shutil.which("cc") is None or not Path(sysconfig.get_paths()["include"], "Python.h").exists():
         pytest.skip("no C compiler or no Python headers: the compiled form cannot be made here")
+    faulthandler.cancel_dump_traceback_later()  # minutes in here are no hang; the build has its own limit
     made = subprocess.run(
-        [ROOT / "packaging/dev/native", TREE], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-B", ROOT / "packaging" / "build", "native", PYTHON],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=BUILD_SECONDS,
+    )  # fmt: skip
     assert made.returncode == 0, made.stdout + made.stderr
+    if not TREE.exists():
+        pytest.skip(f"the packages have no compiled form for Python {PYTHON}")
     return TREE
 
 
