@@ -29,7 +29,7 @@ from agent.config import Config, Control, Evidence, Metrics, Proxy, Steer, Users
 REDACTED = "[redacted]"
 MAX_PART = 4 * 1024 * 1024  # bytes of one part; a longer one is cut
 LIBRARIES = (
-    "click", "cryptography", "google-re2", "httptools", "msgspec", "postgast", "prometheus-client", "psutil",
+    "click", "cryptography", "google-re2", "msgspec", "postgast", "prometheus-client", "psutil",
     "pydantic", "pyroute2", "rich", "ruamel.yaml", "uvloop", "zstandard",
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from agent.evidence.frames import HitPart, LimitPart, MaskPart, NearPart, OperationPart, VerdictPart
-from policy.model import Action, Verdict
+from policy.model import Verdict
 from policy.operation import Operation
 
 _MOST: Final = 2**63 - 1
@@ -34,16 +34,6 @@ def operation_part(operation: Operation) -> OperationPart:
         queries=min(operation.queries, _MOST),
         rows=operation.rows, bytes=operation.bytes, partial=operation.partial,
     )  # fmt: skip
-
-
-def operation_of(part: OperationPart) -> Operation:
-    """The `Operation` that was judged. Raises ValueError for an action this build does not know."""
-    values = {name: getattr(part, name) for name in part.__struct_fields__}
-    values["actions"] = frozenset(Action(action) for action in part.actions)
-    values["collections"] = frozenset(part.collections)
-    values["fields"] = None if part.fields is None else frozenset(part.fields)
-    values["probed"] = frozenset(part.probed)
-    return Operation(**values)
 
 
 def verdict_part(verdict: Verdict) -> VerdictPart:

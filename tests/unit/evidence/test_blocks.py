@@ -36,7 +36,7 @@ from agent.evidence.frames import (
 )
 from agent.evidence.framing import frame_of
 from agent.evidence.pack import pack
-from agent.evidence.parts import operation_of, operation_part, verdict_part
+from agent.evidence.parts import operation_part, verdict_part
 from agent.evidence.standalone import Damage, read_block, unpack
 from policy.model import Action, Limit, Mask, NearMiss, Verdict
 from policy.operation import FIELDS as OPERATION_FIELDS
@@ -52,6 +52,14 @@ def block_of(frames: list[Frame]) -> bytes:
 def raw_block(head: bytes, *, codec: int = 0, raw: int | None = None, count: int = 1) -> bytes:
     raw = len(head) if raw is None else raw
     return covered_header(1, codec, 0, len(head), len(head), raw, count, 1) + bytes(32) + head
+
+
+def operation_of(part: vocabulary.OperationPart) -> Operation:
+    values = {name: getattr(part, name) for name in part.__struct_fields__}
+    values["actions"] = frozenset(Action(action) for action in part.actions)
+    for name in ("collections", "fields", "probed"):
+        values[name] = None if values[name] is None else frozenset(values[name])
+    return Operation(**values)
 
 
 def test_no_field_of_an_operation_or_a_verdict_is_left_out_of_the_record() -> None:
