@@ -25,7 +25,7 @@ demo: bpf ## Vecward on a real Chroma, in a network namespace of its own (HOST=1
 	@[ "$$(id -u)" != 0 ] || packaging/dev/venv chroma requirements/chroma.txt >/dev/null
 	@$(PY) -m tests.demo
 test: servers bpf ## every ring of tests that this machine can run, and why others were skipped
-	@$(PY) -m tests.rings $(if $(RING),--ring $(RING)) -- $(ARGS)
+	@$(PY) -m tests.rings $(if $(RING),--ring $(RING)) $(if $(SHARD),--shard $(SHARD)) -- $(ARGS)
 test-package: servers bpf ## the packages in booted systems, all legs: Debian 12 and 13, other kernels, rpm (SHARD=name)
 	@packaging/dev/setup machines
 	@$(PY) -m tests.rings --ring package --full $(if $(SHARD),--shard $(SHARD)) -- $(ARGS)

@@ -316,12 +316,10 @@ class Relay:
 
     def server_lost(self, reset: bool = False) -> None:
         self._server = None
-        if getattr(self._session, "is_opening", False):  # PostgreSQL's: who waits to be let in is told
-            self.server_eof()
-        else:
-            # An answer cut short must not look whole; what passes unread ends as the database ended it.
-            unread = reset and self.tally.opaque is not None and not self._queue
-            self._end("database-gone", reset=self.tally.open > 0 or unread)
+        waited = getattr(self._session, "is_opening", False)  # PostgreSQL's: the client waits to be let in
+        # An answer cut short must not look whole; what passes unread ends as the database ended it.
+        unread = reset and self.tally.opaque is not None and not self._queue
+        self._end("database-gone", reset=not waited and (self.tally.open > 0 or unread), waited=waited)
 
     def end(self, reason: str) -> None:
         """Close both sides now (kill, policy, timeout)."""
@@ -337,7 +335,9 @@ class Relay:
         reading = getattr(self._session, "is_reading", False)  # what passes unread has no exchanges
         return not (self.tally.open or self._queue or self._early or reading)
 
-    def _end(self, reason: str, *, reset: bool = False, message: str | None = None) -> None:
+    def _end(
+        self, reason: str, *, reset: bool = False, message: str | None = None, waited: bool = False
+    ) -> None:
         if self._closing:
             return
         self._closing = reason
@@ -346,10 +346,10 @@ class Relay:
         last = Output()
         if self._session is not None:
             try:
-                if message is not None and self.enforcing:
-                    refusal = self._session.refuse_all(message)
-                    last.records += refusal.records
-                    last.to_client += refusal.to_client
+                if waited or (message is not None and self.enforcing):
+                    said = self._session.server_eof() if waited else self._session.refuse_all(message or "")
+                    last.records += said.records
+                    last.to_client += said.to_client
                 last.records += self._session.abandon(reason).records
             except Exception as error:
                 self.host.report_bug(error)

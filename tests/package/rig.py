@@ -7,6 +7,7 @@ rig decides, the lines only explain.
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import os
 import re
@@ -96,6 +97,7 @@ def _pairs(binds: Mapping[Path, str]) -> Sequence[str]:
 
 
 def _run(command: Sequence[str], seconds: int, environment: Mapping[str, str]) -> Boot:
+    faulthandler.cancel_dump_traceback_later()  # minutes in here are no hang; the rig has its own limit
     with subprocess.Popen(
         command, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, errors="replace",

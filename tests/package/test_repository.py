@@ -91,8 +91,9 @@ STEPS = {
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _can_run() -> None:
+    """Of the module, so that it is asked before packages are built."""
     if not FULL:
         pytest.skip("in `make soak` and `make test-package` only")
     for tool in ("apt-ftparchive", "createrepo_c", "rpmsign", "gpg"):

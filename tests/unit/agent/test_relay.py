@@ -396,6 +396,7 @@ def test_a_client_that_waits_to_be_let_in_is_told_that_the_database_was_lost() -
         assert host.client.sent == b"", "it is not on record yet"
         host.journal.answer_all()
         assert (host.client.sent, host.client.state) == (b"lost", "eof")
+        assert host.journal.summaries[relay.id]["reason"] == "database-gone"
         assert host.forgotten
 
     run(story)
