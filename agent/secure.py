@@ -140,10 +140,6 @@ class SecureSide(asyncio.Transport, asyncio.Protocol):
         self._stop_timer()
         if not self._layer.stands:
             self._fail(TlsError("tls-eof", "the connection was lost within the TLS handshake"))
-        elif self._side == "server" and not self._heard and isinstance(exc, ConnectionError):
-            # It may have refused our certificate: what we had sent by then makes its end a reset, and a reset
-            # overtakes the alert.
-            self._fail(TlsError("tls-reset", "the database reset the connection before it said anything"))
         self._lose()
 
     def _lose(self) -> None:

@@ -274,23 +274,6 @@ def test_a_client_is_told_that_the_database_refuses_our_certificate_also_after_t
     run_still(story)
 
 
-def test_a_client_is_told_of_a_reset_that_overtook_what_the_database_said_of_our_certificate(
-    folder: Path, asked: Host
-) -> None:
-    async def story() -> None:
-        relay = await asked.stand()
-        relay.from_client(ASK)
-        shake_server(asked, Peer(server_context(folder), server_side=True))
-        asked.journal.answer_all()
-        side(asked.server).connection_lost(ConnectionResetError())
-        asked.journal.answer_all()
-        assert asked.journal.summaries[relay.id]["reason"] == "tls-reset"
-        assert asked.client.sent.startswith(b"HTTP/1.1 403 ")
-        assert asked.bugs == []
-
-    run_still(story)
-
-
 def test_a_database_that_answers_plainly_or_not_at_all_is_refused(folder: Path) -> None:
     async def story() -> None:
         for silent in (True, False):
