@@ -274,6 +274,26 @@ def test_a_client_is_told_that_the_database_refuses_our_certificate_also_after_t
     run_still(story)
 
 
+def test_a_client_that_waits_to_be_let_in_is_told_of_a_reset_that_overtook_the_databases_alert(
+    folder: Path,
+) -> None:
+    class Opening(Script):
+        is_opening = True
+
+    async def story() -> None:
+        session = Opening(client_data=[Output(secure="server")], server_eof=[Output(to_client=[b"lost"])])
+        host = secured_host(folder, session, server="verify", ca="ca.crt")
+        relay = await host.stand()
+        relay.from_client(b"ask")
+        shake_server(host, Peer(server_context(folder), server_side=True))
+        side(host.server).connection_lost(ConnectionResetError())
+        assert (host.client.sent, host.client.state) == (b"lost", "eof")
+        assert host.journal.summaries[relay.id]["reason"] == "database-gone"
+        assert host.bugs == []
+
+    run_still(story)
+
+
 def test_a_database_that_answers_plainly_or_not_at_all_is_refused(folder: Path) -> None:
     async def story() -> None:
         for silent in (True, False):
